@@ -1,0 +1,3 @@
+//! Every byte on disk: one module per format, readers that trust nothing, atomic writers.
+
+pub mod conversation;

@@ -1,0 +1,1 @@
+//! Clients for models behind an HTTP API.

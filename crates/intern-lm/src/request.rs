@@ -1,0 +1,184 @@
+//! Requests and answers of [`crate::LanguageModel`].
+
+use intern_format::conversation::Message;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Text or token ids to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Text; special tokens in it are recognized, BOS is added if the tokenizer adds it.
+    Text(String),
+    /// Token ids, used as they are.
+    Tokens(Vec<u32>),
+}
+
+/// How the next token is chosen, and when to stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep the `k` likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of tokens with this much probability.
+    pub top_p: f32,
+    /// Drop tokens below this share of the likeliest token's probability.
+    pub min_p: f32,
+    /// Divides (multiplies if negative) the logits of tokens already seen; 1 is off.
+    pub repetition_penalty: f32,
+    /// Seeds the choice; the same request with the same seed gives the same tokens.
+    pub seed: u64,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Stop when one of these appears; it is not part of the answer.
+    pub stop: Vec<String>,
+    /// Go on past the end-of-text token.
+    pub ignore_eos: bool,
+    /// Keep special tokens in the text (agent protocols need them).
+    pub keep_special: bool,
+    /// Log-probabilities of the chosen token and this many alternatives.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+            max_tokens: 256,
+            stop: Vec::new(),
+            ignore_eos: false,
+            keep_special: false,
+            logprobs: None,
+        }
+    }
+}
+
+/// One prompt to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// How.
+    pub sampling: Sampling,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// End-of-text token or stop string.
+    Stop,
+    /// `max_tokens` or the context's end.
+    Length,
+    /// The answer is one or more tool calls.
+    ToolCalls,
+}
+
+/// Tokens used by one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+}
+
+/// The log-probability of one generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id (0 from remote servers that do not tell).
+    pub id: u32,
+    /// Its text.
+    pub token: String,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest alternatives: id, text, log-probability.
+    pub top: Vec<(u32, String, f32)>,
+}
+
+/// The answer to a [`GenerateRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The generated text without the stop string.
+    pub text: String,
+    /// The generated token ids (empty from remote servers that do not tell).
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens used.
+    pub usage: Usage,
+    /// Present if the request asked for them.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+}
+
+/// Text whose log-likelihood is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScoreRequest {
+    /// log p(continuation | context). Trailing spaces of the context move to the
+    /// continuation, both are tokenized together, and the context's own token count
+    /// marks the split (lm-evaluation-harness). An empty context becomes BOS (or EOS).
+    Continuation {
+        /// Text before.
+        context: String,
+        /// Text to score.
+        continuation: String,
+    },
+    /// log p(text) over windows of the model's context, each token scored once.
+    Rolling {
+        /// Text to score.
+        text: String,
+    },
+}
+
+/// The answer to a [`ScoreRequest`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Sum of natural log-probabilities of the scored tokens.
+    pub logprob: f64,
+    /// Whether each scored token was the likeliest one.
+    pub is_greedy: bool,
+    /// Number of scored tokens.
+    pub num_tokens: usize,
+}
+
+/// Whether the model may, must or must not call tools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// Tools are hidden from the model.
+    None,
+}
+
+/// One conversation to answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatRequest {
+    /// The conversation so far.
+    pub messages: Vec<Message>,
+    /// Tool declarations in OpenAI's form: `{"type":"function","function":{…}}`.
+    pub tools: Vec<Value>,
+    /// Whether tools may be called.
+    pub tool_choice: ToolChoice,
+    /// How to generate.
+    pub sampling: Sampling,
+    /// Return the text as generated, without parsing tool calls.
+    pub raw: bool,
+}
+
+/// The answer to a [`ChatRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatResponse {
+    /// The assistant's message.
+    pub message: Message,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens used.
+    pub usage: Usage,
+}

@@ -1,0 +1,1 @@
+//! The OpenAI wire types, shared by the server and the client.

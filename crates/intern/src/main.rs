@@ -1,0 +1,3 @@
+//! The `intern` command.
+
+fn main() {}

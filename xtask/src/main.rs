@@ -1,0 +1,3 @@
+//! Developer tasks: `cargo xtask ci|tidy|docs|golden|bench`.
+
+fn main() {}

@@ -1,1 +1,3 @@
-//! intern-kernels
+//! Compute kernels for the CPU, each beside a plain reference.
+
+pub mod rng;

@@ -25,7 +25,7 @@ pub fn resolve<T: DeserializeOwned>(mut table: Table, sets: &[String], origin: &
 }
 
 /// Sets `a.b=value`; the value is read as TOML, or as a plain string if it is none.
-fn apply(table: &mut Table, set: &str) -> Result<()> {
+pub fn apply(table: &mut Table, set: &str) -> Result<()> {
     let Some((key, raw)) = set.split_once('=') else {
         bail!("--set {set}: expected key=value\nhint: for example --set optimizer.lr=3e-4");
     };

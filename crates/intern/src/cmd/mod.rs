@@ -1,0 +1,10 @@
+//! One module per subcommand: its arguments, and the call into its crate.
+
+pub mod agent;
+pub mod data;
+pub mod eval;
+pub mod help;
+pub mod run;
+pub mod serve;
+pub mod train;
+pub mod tune;

@@ -1,0 +1,37 @@
+//! Opens the model a command names: a checkpoint directory, a GGUF file, or a URL.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use intern_engine::{Engine, EngineConfig};
+use intern_lm::LanguageModel;
+use intern_lm::remote::Remote;
+use toml::{Table, Value};
+
+/// Opens `model`; `adapter` is merged into local weights.
+pub fn open(model: &str, adapter: Option<&Path>, engine: &EngineConfig) -> Result<Box<dyn LanguageModel>> {
+    if model.starts_with("http://") || model.starts_with("https://") {
+        if adapter.is_some() {
+            bail!("an adapter can only be loaded into a local model, and {model} is a URL");
+        }
+        let key = std::env::var("OPENAI_API_KEY").ok();
+        return Ok(Box::new(Remote::new(model, None, key)?));
+    }
+    Ok(Box::new(Engine::load(Path::new(model), adapter, engine)?))
+}
+
+/// Takes `model`, `adapter` and `engine` out of a step's settings and opens the model.
+pub fn from_config(config: &mut Table, origin: &str) -> Result<Box<dyn LanguageModel>> {
+    let Some(Value::String(model)) = config.remove("model") else {
+        bail!("{origin}: `model` is missing\nhint: a checkpoint directory, a .gguf file or an http URL");
+    };
+    let adapter = match config.remove("adapter") {
+        Some(Value::String(path)) => Some(path),
+        _ => None,
+    };
+    let engine = match config.remove("engine") {
+        Some(Value::Table(table)) => crate::config::resolve(table, &[], origin)?,
+        _ => EngineConfig::default(),
+    };
+    open(&model, adapter.as_deref().map(Path::new), &engine)
+}

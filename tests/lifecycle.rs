@@ -1,0 +1,1 @@
+//! A miniature life of a model, from pages to agent, through `intern run`.

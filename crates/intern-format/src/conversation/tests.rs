@@ -1,0 +1,1 @@
+//! Every shape, by example and on the asset files.

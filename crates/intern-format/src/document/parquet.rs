@@ -1,0 +1,189 @@
+//! Parquet by rows: read any flat or nested columns into named values, write our six.
+//!
+//! The row interface is slower than Arrow's columns but costs no Arrow in the build,
+//! and cleaning text costs far more than reading it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::record::reader::RowIter;
+use parquet::record::{Field, Row};
+use parquet::schema::parser::parse_message_type;
+use parquet::schema::types::ColumnPath;
+use serde_json::{Map, Value};
+
+use super::{Document, Documents, from_fields};
+use crate::atomic::AtomicFile;
+use crate::{Error, Result};
+
+const SCHEMA: &str = "message document {
+    required binary id (UTF8);
+    required binary text (UTF8);
+    required binary source (UTF8);
+    required binary url (UTF8);
+    required binary lang (UTF8);
+    required binary meta (UTF8);
+}";
+
+/// A row group is closed at this many documents or bytes of text, whichever comes first.
+const GROUP_ROWS: usize = 10_000;
+const GROUP_BYTES: usize = 32 << 20;
+
+fn damaged(path: &Path, at: &str, error: &ParquetError) -> Error {
+    let text = error.to_string();
+    let text = text.trim_start_matches("Parquet error: ").to_string();
+    Error::corrupt(path, at, "a Parquet file", text)
+        .with_hint("the file may be damaged or cut short; fetch it again")
+}
+
+pub(super) fn open(path: &Path) -> Result<Documents> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let reader = SerializedFileReader::new(file).map_err(|e| damaged(path, "footer", &e))?;
+    let schema = reader.metadata().file_metadata().schema();
+    let columns: Vec<&str> = schema.get_fields().iter().map(|f| f.name()).collect();
+    if !columns.iter().any(|c| matches!(*c, "text" | "content")) {
+        let found = format!("columns {}", columns.join(", "));
+        return Err(Error::corrupt(path, "schema", "a column `text`", found)
+            .with_hint("rename the column that holds the text to `text`"));
+    }
+    let rows = RowIter::from_file_into(Box::new(reader));
+    Ok(Box::new(Rows { path: path.to_path_buf(), rows, row: 0, failed: false }))
+}
+
+struct Rows {
+    path: PathBuf,
+    rows: RowIter<'static>,
+    row: usize,
+    failed: bool,
+}
+
+impl Iterator for Rows {
+    type Item = Result<Document>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        let row = self.rows.next()?;
+        self.row += 1;
+        let at = format!("row {}", self.row);
+        let document = match row {
+            Ok(row) => from_fields(&self.path, object(row), self.row, &at),
+            Err(e) => Err(damaged(&self.path, &at, &e)),
+        };
+        self.failed = document.is_err();
+        Some(document)
+    }
+}
+
+fn object(row: Row) -> Map<String, Value> {
+    row.into_columns().into_iter().map(|(name, field)| (name, value(field))).collect()
+}
+
+fn value(field: Field) -> Value {
+    match field {
+        Field::Null => Value::Null,
+        Field::Bool(v) => v.into(),
+        Field::Byte(v) => v.into(),
+        Field::Short(v) => v.into(),
+        Field::Int(v) | Field::Date(v) | Field::TimeMillis(v) => v.into(),
+        Field::Long(v) | Field::TimeMicros(v) | Field::TimestampMillis(v) | Field::TimestampMicros(v) => {
+            v.into()
+        }
+        Field::UByte(v) => v.into(),
+        Field::UShort(v) => v.into(),
+        Field::UInt(v) => v.into(),
+        Field::ULong(v) => v.into(),
+        Field::Float16(v) => f64::from(v).into(),
+        Field::Float(v) => f64::from(v).into(),
+        Field::Double(v) => v.into(),
+        Field::Str(v) => v.into(),
+        // Some writers omit the string annotation.
+        Field::Bytes(v) => String::from_utf8_lossy(v.data()).into_owned().into(),
+        Field::Decimal(_) => field.to_string().into(),
+        Field::Group(row) => Value::Object(object(row)),
+        Field::ListInternal(list) => Value::Array(list.elements().iter().cloned().map(value).collect()),
+        Field::MapInternal(map) => {
+            let key = |field: &Field| match value(field.clone()) {
+                Value::String(key) => key,
+                other => other.to_string(),
+            };
+            Value::Object(map.entries().iter().map(|(k, v)| (key(k), value(v.clone()))).collect())
+        }
+    }
+}
+
+pub(super) struct Writer {
+    path: PathBuf,
+    inner: SerializedFileWriter<AtomicFile>,
+    /// One per column of [`SCHEMA`].
+    columns: [Vec<ByteArray>; 6],
+    bytes: usize,
+}
+
+impl Writer {
+    pub(super) fn create(path: &Path) -> Result<Self> {
+        let schema = parse_message_type(SCHEMA).expect("our own schema");
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).expect("a level in range")))
+            // Texts and ids repeat too rarely for a dictionary to pay.
+            .set_column_dictionary_enabled(ColumnPath::from("text"), false)
+            .set_column_dictionary_enabled(ColumnPath::from("id"), false)
+            .build();
+        let inner =
+            SerializedFileWriter::new(AtomicFile::create(path)?, Arc::new(schema), Arc::new(properties))
+                .map_err(|e| write_error(path, e))?;
+        Ok(Self { path: path.to_path_buf(), inner, columns: Default::default(), bytes: 0 })
+    }
+
+    pub(super) fn write(&mut self, document: &Document) -> Result<()> {
+        let meta = serde_json::to_string(&document.meta).map_err(|e| Error::io(&self.path, e.into()))?;
+        let Document { id, text, source, url, lang, .. } = document;
+        for (column, value) in self.columns.iter_mut().zip([id, text, source, url, lang, &meta]) {
+            self.bytes += value.len();
+            column.push(value.as_str().into());
+        }
+        if self.bytes >= GROUP_BYTES || self.columns[0].len() >= GROUP_ROWS {
+            self.flush().map_err(|e| write_error(&self.path, e))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), ParquetError> {
+        let mut group = self.inner.next_row_group()?;
+        for values in &mut self.columns {
+            if let Some(mut column) = group.next_column()? {
+                column.typed::<ByteArrayType>().write_batch(values, None, None)?;
+                column.close()?;
+            }
+            values.clear();
+        }
+        self.bytes = 0;
+        group.close().map(|_| ())
+    }
+
+    pub(super) fn finish(mut self) -> Result<AtomicFile> {
+        if !self.columns[0].is_empty() {
+            self.flush().map_err(|e| write_error(&self.path, e))?;
+        }
+        self.inner.into_inner().map_err(|e| write_error(&self.path, e))
+    }
+}
+
+/// The crate wraps the system's error; ours keeps its kind (disk full) for the hint.
+fn write_error(path: &Path, error: ParquetError) -> Error {
+    match error {
+        ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
+            Ok(io) => Error::io(path, *io),
+            Err(other) => Error::io(path, std::io::Error::other(other)),
+        },
+        other => Error::io(path, std::io::Error::other(other)),
+    }
+}

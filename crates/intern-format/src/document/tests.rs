@@ -1,0 +1,1 @@
+//! Shapes, round trips, damage.

@@ -1,0 +1,104 @@
+use super::*;
+use crate::rng::Rng;
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = Rng::new(seed, 1);
+    (0..n).map(|_| rng.normal() as f32).collect()
+}
+
+/// Random bytes of a type whose scales are tame; encoded where we can, patched where we cannot.
+fn weights(ty: BlockType, rows: usize, cols: usize) -> Vec<u8> {
+    let mut bytes = vec![0; rows * ty.row_bytes(cols)];
+    if ty.can_encode() {
+        quant::quantize(ty, &random(rows * cols, 3), &mut bytes);
+        return bytes;
+    }
+    let mut rng = Rng::new(5, 0);
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        block.iter_mut().for_each(|b| *b = rng.next_u64() as u8);
+        let mut put =
+            |at: usize, x: f32| block[at..at + 2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
+        put(0, 0.01);
+        if ty != BlockType::Q5_0 {
+            put(2, -0.02);
+        }
+    }
+    bytes
+}
+
+fn check(ty: BlockType, m: usize, n: usize, k: usize) {
+    let (data, x) = (weights(ty, n, k), random(m * k, 7));
+    let w = MatrixRef::new(ty, n, k, &data);
+    let mut out = vec![0.0; m * n];
+    matmul(&x, m, &[Part { weight: w, column: 0 }], &mut out, n);
+    let want = reference(&x, m, w);
+    let size = (k as f32).sqrt();
+    for (i, (a, b)) in out.iter().zip(&want).enumerate() {
+        assert!(
+            (a - b).abs() < 2e-6 * size.max(1.0) * 4.0,
+            "{} m={m} n={n} k={k} at {i}: {a} {b}",
+            ty.name()
+        );
+    }
+    // One row at a time: the same bits.
+    for row in 0..m {
+        let mut alone = vec![0.0; n];
+        matmul(&x[row * k..(row + 1) * k], 1, &[Part { weight: w, column: 0 }], &mut alone, n);
+        assert!(
+            alone == out[row * n..(row + 1) * n],
+            "{} m={m} n={n} k={k}: row {row} differs alone",
+            ty.name()
+        );
+    }
+}
+
+#[test]
+fn every_format_agrees_with_the_reference_and_with_itself() {
+    for ty in BlockType::ALL {
+        for m in [1, 2, 3, 4, 5, 6, 7, 16] {
+            check(ty, m, 37, 512);
+        }
+        check(ty, 2, 1, 256);
+    }
+}
+
+#[test]
+fn float_rows_of_any_length_work() {
+    for ty in [BlockType::F32, BlockType::F16, BlockType::BF16] {
+        for k in [1, 7, 31, 33, 172] {
+            for m in [1, 5] {
+                check(ty, m, 9, k);
+            }
+        }
+    }
+}
+
+#[test]
+fn thread_count_changes_no_bit() {
+    let (n, k, m) = (512, 256, 9);
+    let (data, x) = (weights(BlockType::Q4K, n, k), random(m * k, 9));
+    let w = MatrixRef::new(BlockType::Q4K, n, k, &data);
+    let run = |threads: usize| {
+        let mut out = vec![0.0; m * n];
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| matmul(&x, m, &[Part { weight: w, column: 0 }], &mut out, n));
+        out
+    };
+    assert!(run(1) == run(2) && run(1) == run(3));
+}
+
+#[test]
+fn parts_write_their_own_columns() {
+    let (a, b) = (weights(BlockType::F32, 3, 64), weights(BlockType::Q8_0, 5, 64));
+    let (a, b) = (MatrixRef::new(BlockType::F32, 3, 64, &a), MatrixRef::new(BlockType::Q8_0, 5, 64, &b));
+    let x = random(2 * 64, 11);
+    let mut out = vec![-1.0; 2 * 10];
+    matmul(&x, 2, &[Part { weight: b, column: 4 }, Part { weight: a, column: 0 }], &mut out, 10);
+    let (want_a, want_b) = (reference(&x, 2, a), reference(&x, 2, b));
+    for row in 0..2 {
+        let out = &out[row * 10..(row + 1) * 10];
+        assert!(out[..3].iter().zip(&want_a[row * 3..]).all(|(x, y)| (x - y).abs() < 1e-4));
+        assert!(out[4..9].iter().zip(&want_b[row * 5..]).all(|(x, y)| (x - y).abs() < 1e-4));
+        assert!(out[3] == -1.0 && out[9] == -1.0);
+    }
+}

@@ -1,0 +1,86 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::rng::Rng;
+
+fn normal(n: usize, seed: u64) -> Vec<f32> {
+    let mut rng = Rng::new(seed, 0);
+    (0..n).map(|_| rng.normal() as f32).collect()
+}
+
+fn round_trip(ty: BlockType, values: &[f32]) -> Vec<f32> {
+    let mut bytes = vec![0; ty.row_bytes(values.len())];
+    quantize(ty, values, &mut bytes);
+    let mut back = vec![0.0; values.len()];
+    dequantize(ty, &bytes, &mut back);
+    back
+}
+
+/// Root mean square error relative to the values' own size.
+fn relative_error(values: &[f32], back: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let error: f64 = values.iter().zip(back).map(|(a, b)| square(f64::from(a - b))).sum();
+    let power: f64 = values.iter().map(|a| square(f64::from(*a))).sum();
+    (error / power).sqrt()
+}
+
+#[test]
+fn error_of_normal_values_is_what_the_bits_allow() {
+    let values = normal(256 * 64, 1);
+    for (ty, most) in [
+        (BlockType::F32, 0.0),
+        (BlockType::F16, 3e-4),
+        (BlockType::BF16, 2e-3),
+        (BlockType::Q8_0, 0.0060),
+        (BlockType::Q6K, 0.0180),
+        (BlockType::Q4K, 0.0760),
+        (BlockType::Q4_0, 0.0900),
+    ] {
+        let error = relative_error(&values, &round_trip(ty, &values));
+        assert!(error <= most, "{}: {error} > {most}", ty.name());
+    }
+}
+
+#[test]
+fn zeros_and_constants_survive() {
+    for ty in BlockType::ALL.into_iter().filter(|t| t.can_encode()) {
+        assert_eq!(round_trip(ty, &[0.0; 256]), vec![0.0; 256], "{}", ty.name());
+        for c in [-3.0, 0.5] {
+            let back = round_trip(ty, &[c; 256]);
+            assert!(back.iter().all(|x| (x - c).abs() < 0.04 * c.abs()), "{} of {c}: {}", ty.name(), back[0]);
+        }
+    }
+}
+
+#[test]
+fn scales_and_minima_pack_into_twelve_bytes() {
+    let scales = [0, 1, 17, 63, 62, 33, 16, 15];
+    let mins = [63, 48, 15, 0, 1, 32, 47, 63];
+    let mut packed = [0; 12];
+    pack_scale_min(&scales, &mins, &mut packed);
+    for j in 0..8 {
+        assert_eq!(unpack_scale_min(j, &packed), (scales[j], mins[j]), "group {j}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_bytes_decode_without_panic(bytes in prop::collection::vec(any::<u8>(), 210 * 2)) {
+        for ty in BlockType::ALL {
+            let blocks = bytes.len() / ty.block_bytes();
+            let mut out = vec![0.0; blocks * ty.block_size()];
+            dequantize(ty, &bytes[..blocks * ty.block_bytes()], &mut out);
+        }
+    }
+
+    #[test]
+    fn any_finite_values_encode(values in prop::collection::vec(-1e4f32..1e4, 256)) {
+        for ty in BlockType::ALL.into_iter().filter(|t| t.can_encode()) {
+            let back = round_trip(ty, &values);
+            prop_assert!(back.iter().all(|x| x.is_finite()), "{}", ty.name());
+            prop_assert!(relative_error(&values, &back) < 0.2, "{}", ty.name());
+        }
+    }
+}

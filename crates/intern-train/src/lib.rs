@@ -1,1 +1,26 @@
-//! intern-train
+//! Training: batches, optimizer, schedules, checkpoints that resume exactly, metrics.
+//!
+//! [`pretrain::run`] reads token shards and a tokenizer and writes a Hugging Face checkpoint;
+//! `intern-tune` drives the same [`Trainer`] with conversations. A run is a function of its
+//! settings and inputs: the same bytes come out whatever the number of threads and however
+//! often it is killed and started again. Knows no task and no server.
+
+pub mod config;
+pub mod data;
+pub mod interrupt;
+pub mod job;
+pub mod optimizer;
+pub mod params;
+pub mod pretrain;
+pub mod schedule;
+pub mod shuffle;
+pub mod state;
+pub mod trainer;
+
+pub use config::{OptimizerConfig, Plan, TrainConfig};
+pub use data::BatchSource;
+pub use job::Job;
+pub use optimizer::AdamW;
+pub use pretrain::{Summary, run};
+pub use schedule::{Schedule, ScheduleConfig};
+pub use trainer::Trainer;

@@ -1,0 +1,422 @@
+//! The settings of a pretraining run: one TOML file, checked here once.
+//!
+//! Past [`TrainConfig::plan`] and [`ModelSection::resolve`] the code trusts every field. The
+//! parts a fine-tuning run shares ([`OptimizerConfig`], [`ScheduleConfig`], [`Plan`]) are used
+//! by `intern-tune` as they are.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use intern_model::{Architecture, ModelConfig};
+use intern_tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+
+use crate::schedule::{Schedule, ScheduleConfig};
+
+/// One pretraining run, complete.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Updates to make.
+    pub steps: u64,
+    /// Sequences per update.
+    pub batch_size: usize,
+    /// Sequences per forward pass; gradients of the passes are summed (default: `batch_size`).
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    /// Decides the initial weights and the order of the data (default 0).
+    #[serde(default)]
+    pub seed: u64,
+    /// Updates between validation losses; 0 for only before and after (default: a tenth of the run).
+    #[serde(default)]
+    pub eval_every: Option<u64>,
+    /// Updates between saved states (default: a tenth of the run).
+    #[serde(default)]
+    pub save_every: Option<u64>,
+    /// Saved states to keep (default 1).
+    #[serde(default = "one")]
+    pub keep_last: usize,
+    /// Type of the weights in the final `checkpoint/`: `f32` (default), `bf16` or `f16`.
+    /// Computation is always in f32.
+    #[serde(default)]
+    pub dtype: WeightType,
+    /// Tokenizer directory or file, copied into the checkpoint (default: that of `model.init_from`).
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+    /// What is trained.
+    pub model: ModelSection,
+    /// What it is trained on.
+    pub data: DataConfig,
+    /// How gradients become updates.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate moves.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+}
+
+/// `[model]`: either the shape of a new model, or `init_from`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// Checkpoint directory to start from; excludes every other key.
+    pub init_from: Option<PathBuf>,
+    /// `internlm2` (default), `internlm3`, `llama`, `mistral`, `qwen2` or `qwen3`.
+    pub architecture: Option<String>,
+    /// Width of the residual stream.
+    pub hidden_size: Option<usize>,
+    /// Decoder layers.
+    pub num_layers: Option<usize>,
+    /// Query heads.
+    pub num_heads: Option<usize>,
+    /// Key/value heads (default: `num_heads`).
+    pub num_kv_heads: Option<usize>,
+    /// Width of a head (default: `hidden_size / num_heads`).
+    pub head_dim: Option<usize>,
+    /// Width inside the feed-forward network (default: 8/3 of `hidden_size`, rounded up to 16).
+    pub intermediate_size: Option<usize>,
+    /// Rows of the embedding (default: the tokenizer's vocabulary).
+    pub vocab_size: Option<usize>,
+    /// Context length the checkpoint declares (default: the larger of 2048 and `data.seq_len`).
+    pub max_position_embeddings: Option<usize>,
+    /// Base of the rotary frequencies (default 10000).
+    pub rope_theta: Option<f64>,
+    /// Added to the mean square in RMSNorm (default 1e-5).
+    pub rms_norm_eps: Option<f64>,
+    /// Attention window in tokens (default: none).
+    pub sliding_window: Option<usize>,
+    /// The output head shares the embedding's matrix (default false).
+    pub tie_word_embeddings: Option<bool>,
+}
+
+/// `[data]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Token shards by prefix (`tokens/train` for `tokens/train.bin` and `.idx`): one, a list
+    /// (read as one corpus), or a list of `{path, weight}` drawn in those proportions.
+    pub train: Prefixes,
+    /// Held-out shard, for the validation loss.
+    #[serde(default)]
+    pub valid: Option<PathBuf>,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+    /// Attention stays within a document and positions restart with it (default true).
+    #[serde(default = "yes")]
+    pub document_mask: bool,
+    /// Most sequences of `valid` to use, spread evenly over it (default 64).
+    #[serde(default = "sixty_four")]
+    pub valid_sequences: usize,
+}
+
+/// The forms of `data.train`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged, expecting = "data.train: a prefix, a list of prefixes, or a list of {path, weight}")]
+pub enum Prefixes {
+    /// One shard.
+    One(PathBuf),
+    /// Several.
+    Many(Vec<Prefix>),
+}
+
+/// One entry of `data.train`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged, expecting = "data.train: a prefix or {path, weight}")]
+pub enum Prefix {
+    /// In proportion to its tokens.
+    Plain(PathBuf),
+    /// In proportion to `weight`.
+    Weighted {
+        /// The shard's prefix.
+        path: PathBuf,
+        /// Share of the sequences, relative to the others' weights.
+        weight: f64,
+    },
+}
+
+/// A shard's prefix and its weight.
+pub type Source = (PathBuf, Option<f64>);
+
+/// `[optimizer]`: AdamW. Weight decay applies to matrices except embeddings; norms and biases
+/// never decay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate (default 3e-4).
+    pub lr: f64,
+    /// Decay of the gradient's mean and squared mean (default 0.9 and 0.95).
+    pub betas: [f64; 2],
+    /// Added to the root of the squared mean (default 1e-8).
+    pub eps: f64,
+    /// Decoupled weight decay (default 0.1).
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient; 0 for no limit (default 1).
+    pub grad_clip: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self { lr: 3e-4, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+    }
+}
+
+/// Type of saved weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightType {
+    /// As trained.
+    #[default]
+    F32,
+    /// Half the size, 8 bits of precision.
+    Bf16,
+    /// Half the size, 11 bits of precision, range to 65504.
+    F16,
+}
+
+impl WeightType {
+    /// candle's name for it.
+    #[must_use]
+    pub fn dtype(self) -> candle_core::DType {
+        match self {
+            Self::F32 => candle_core::DType::F32,
+            Self::Bf16 => candle_core::DType::BF16,
+            Self::F16 => candle_core::DType::F16,
+        }
+    }
+}
+
+/// The loop's settings, resolved and checked.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Updates to make.
+    pub steps: u64,
+    /// Sequences per update.
+    pub batch_size: usize,
+    /// Sequences per forward pass.
+    pub micro_batch: usize,
+    /// Updates between validation losses; `None` for only before and after.
+    pub eval_every: Option<u64>,
+    /// Updates between saved states.
+    pub save_every: u64,
+    /// Saved states to keep.
+    pub keep_last: usize,
+    /// AdamW's numbers.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate by update.
+    pub schedule: Schedule,
+}
+
+/// What [`Plan::new`] checks; the fields carry the names of the TOML keys.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct PlanArgs<'a> {
+    pub steps: u64,
+    pub batch_size: usize,
+    pub micro_batch: Option<usize>,
+    pub eval_every: Option<u64>,
+    pub save_every: Option<u64>,
+    pub keep_last: usize,
+    pub optimizer: &'a OptimizerConfig,
+    pub schedule: &'a ScheduleConfig,
+}
+
+impl Plan {
+    /// Checks the settings and fills in defaults; errors name the key.
+    pub fn new(args: &PlanArgs) -> Result<Self> {
+        let PlanArgs { steps, batch_size, .. } = *args;
+        ensure!(steps > 0, "steps is 0, expected at least 1");
+        ensure!(batch_size > 0, "batch_size is 0, expected at least 1");
+        let micro_batch = args.micro_batch.unwrap_or(batch_size);
+        ensure!(
+            (1..=batch_size).contains(&micro_batch),
+            "micro_batch is {micro_batch}, expected 1 to batch_size = {batch_size}"
+        );
+        ensure!(
+            args.keep_last > 0,
+            "keep_last is 0, expected at least 1\nhint: resuming needs one saved state"
+        );
+        ensure!(args.save_every != Some(0), "save_every is 0, expected at least 1");
+        let o = args.optimizer;
+        ensure!(o.lr > 0.0 && o.lr.is_finite(), "optimizer.lr is {}, expected above 0", o.lr);
+        for beta in o.betas {
+            ensure!((0.0..1.0).contains(&beta), "optimizer.betas holds {beta}, expected 0 up to but not 1");
+        }
+        ensure!(o.eps > 0.0, "optimizer.eps is {}, expected above 0", o.eps);
+        ensure!(o.weight_decay >= 0.0, "optimizer.weight_decay is {}, expected at least 0", o.weight_decay);
+        ensure!(o.grad_clip >= 0.0, "optimizer.grad_clip is {}, expected at least 0", o.grad_clip);
+        let tenth = (steps / 10).max(1);
+        Ok(Self {
+            steps,
+            batch_size,
+            micro_batch,
+            eval_every: Some(args.eval_every.unwrap_or(tenth)).filter(|&n| n > 0),
+            save_every: args.save_every.unwrap_or(tenth),
+            keep_last: args.keep_last,
+            optimizer: o.clone(),
+            schedule: args.schedule.resolve(steps)?,
+        })
+    }
+}
+
+impl TrainConfig {
+    /// The loop's settings; errors name the key.
+    pub fn plan(&self) -> Result<Plan> {
+        ensure!(self.data.seq_len > 0, "data.seq_len is 0, expected at least 1");
+        Plan::new(&PlanArgs {
+            steps: self.steps,
+            batch_size: self.batch_size,
+            micro_batch: self.micro_batch,
+            eval_every: self.eval_every,
+            save_every: self.save_every,
+            keep_last: self.keep_last,
+            optimizer: &self.optimizer,
+            schedule: &self.schedule,
+        })
+    }
+
+    /// Where the tokenizer is.
+    pub fn tokenizer_path(&self) -> Result<&PathBuf> {
+        self.tokenizer.as_ref().or(self.model.init_from.as_ref()).context(
+            "tokenizer is not set\nhint: give the directory `intern data tokenizer` wrote, e.g. \
+             tokenizer = \"runs/tokenizer\"",
+        )
+    }
+}
+
+impl DataConfig {
+    /// The shards with their weights: all have one, or none has.
+    pub fn sources(&self) -> Result<Vec<Source>> {
+        let sources: Vec<Source> = match &self.train {
+            Prefixes::One(path) => vec![(path.clone(), None)],
+            Prefixes::Many(list) => list
+                .iter()
+                .map(|p| match p {
+                    Prefix::Plain(path) => (path.clone(), None),
+                    Prefix::Weighted { path, weight } => (path.clone(), Some(*weight)),
+                })
+                .collect(),
+        };
+        ensure!(!sources.is_empty(), "data.train is empty, expected at least one prefix");
+        let weighted = sources.iter().filter(|(_, w)| w.is_some()).count();
+        if weighted != 0 && weighted != sources.len() {
+            bail!(
+                "data.train: {weighted} of {} entries have a weight\nhint: give all or none one",
+                sources.len()
+            );
+        }
+        for (path, weight) in &sources {
+            if let Some(w) = weight.filter(|w| !(w.is_finite() && *w > 0.0)) {
+                bail!("data.train: {} has weight {w}, expected above 0", path.display());
+            }
+        }
+        Ok(sources)
+    }
+}
+
+impl ModelSection {
+    /// The shape of a new model over `tokenizer`; `None` where the model starts from a checkpoint.
+    pub fn resolve(&self, tokenizer: &Tokenizer, seq_len: usize) -> Result<Option<ModelConfig>> {
+        if self.init_from.is_some() {
+            let others = serde_json::to_value(self)?;
+            let set =
+                others.as_object().into_iter().flatten().find(|(k, v)| *k != "init_from" && !v.is_null());
+            if let Some((key, _)) = set {
+                bail!(
+                    "model.{key} is set beside model.init_from\nhint: the checkpoint decides the shape; remove one"
+                );
+            }
+            return Ok(None);
+        }
+        let need = |key: &str, value: Option<usize>| {
+            value.filter(|&n| n > 0).with_context(|| {
+                format!("model.{key} is not set\nhint: give the shape, or model.init_from = a checkpoint directory")
+            })
+        };
+        let arch = self.architecture.as_deref().unwrap_or("internlm2");
+        let arch = Architecture::from_model_type(arch).with_context(|| {
+            let known: Vec<&str> = Architecture::ALL.iter().map(|a| a.model_type()).collect();
+            format!("model.architecture is \"{arch}\"\nhint: one of {}", known.join(", "))
+        })?;
+        let hidden_size = need("hidden_size", self.hidden_size)?;
+        let num_heads = need("num_heads", self.num_heads)?;
+        let vocab_size = self.vocab_size.unwrap_or(tokenizer.vocab_size());
+        ensure!(
+            vocab_size >= tokenizer.vocab_size(),
+            "model.vocab_size is {vocab_size}, below the tokenizer's {}",
+            tokenizer.vocab_size()
+        );
+        ensure!(
+            self.head_dim.is_some() || hidden_size % num_heads == 0,
+            "model.hidden_size {hidden_size} is not a multiple of model.num_heads {num_heads}"
+        );
+        let num_kv_heads = self.num_kv_heads.unwrap_or(num_heads);
+        let num_layers = need("num_layers", self.num_layers)?;
+        let mut config =
+            ModelConfig::small(arch, vocab_size, hidden_size, num_layers, num_heads, num_kv_heads);
+        config.max_position_embeddings = self.max_position_embeddings.unwrap_or(seq_len.max(2048));
+        ensure!(
+            seq_len <= config.max_position_embeddings,
+            "data.seq_len {seq_len} exceeds model.max_position_embeddings {}",
+            config.max_position_embeddings
+        );
+        config.head_dim = self.head_dim.unwrap_or(config.head_dim);
+        config.intermediate_size = self.intermediate_size.unwrap_or(config.intermediate_size);
+        config.rope_theta = self.rope_theta.unwrap_or(config.rope_theta);
+        config.rms_norm_eps = self.rms_norm_eps.unwrap_or(config.rms_norm_eps);
+        config.sliding_window = self.sliding_window;
+        config.tie_word_embeddings = self.tie_word_embeddings.unwrap_or(false);
+        config.bos_token_id = tokenizer.bos_id();
+        config.eos_token_ids = tokenizer.eos_id().into_iter().collect();
+        config.pad_token_id = tokenizer.pad_id();
+        config.validate().context("[model]")?;
+        Ok(Some(config))
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn sixty_four() -> usize {
+    64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn check(patch: Value) -> Result<(Plan, Vec<Source>)> {
+        let mut config = json!({
+            "steps": 20, "batch_size": 8, "tokenizer": "t", "model": {"hidden_size": 8},
+            "data": {"train": "a", "seq_len": 4},
+        });
+        let (map, patch) = (config.as_object_mut().unwrap(), patch.as_object().unwrap().clone());
+        map.extend(patch);
+        let config: TrainConfig = serde_json::from_value(config)?;
+        Ok((config.plan()?, config.data.sources()?))
+    }
+
+    #[test]
+    fn defaults_follow_the_length_of_the_run() {
+        let (plan, sources) = check(json!({})).unwrap();
+        assert_eq!((plan.micro_batch, plan.eval_every, plan.save_every), (8, Some(2), 2));
+        assert_eq!(sources, [(PathBuf::from("a"), None)]);
+        assert_eq!(check(json!({"eval_every": 0})).unwrap().0.eval_every, None);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |patch| format!("{:#}", check(patch).unwrap_err());
+        assert!(error(json!({"micro_batch": 9})).contains("expected 1 to batch_size = 8"));
+        assert!(error(json!({"optimizer": {"lr": 0.0}})).contains("optimizer.lr is 0"));
+        assert!(error(json!({"learning_rate": 1})).contains("unknown field `learning_rate`"));
+        let mixed = json!({"train": ["a", {"path": "b", "weight": 1.0}], "seq_len": 4});
+        assert!(error(json!({"data": mixed})).contains("1 of 2 entries have a weight"));
+        assert!(error(json!({"data": {"train": 3, "seq_len": 4}})).contains("a list of {path, weight}"));
+    }
+}

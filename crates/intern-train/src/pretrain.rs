@@ -1,0 +1,136 @@
+//! `intern train run`: a model of any supported family, new or continued, on token shards.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+use intern_format::atomic::{self, AtomicDir};
+use intern_format::shards;
+use intern_model::Transformer;
+use intern_tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config::{TrainConfig, WeightType};
+use crate::data::{self, ShardSource};
+use crate::job::Job;
+use crate::params::Params;
+use crate::trainer::Trainer;
+
+/// What a run came to; printed by the command and kept in `provenance.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Updates made.
+    pub steps: u64,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Mean training loss of the last updates, in nats per token.
+    pub train_loss: f64,
+    /// Validation loss before the first update.
+    pub first_valid_loss: Option<f64>,
+    /// Validation loss at the end.
+    pub valid_loss: Option<f64>,
+    /// Tokens per second, validation and saving included.
+    pub tokens_per_second: f64,
+    /// The trained model, a Hugging Face directory.
+    pub checkpoint: PathBuf,
+}
+
+/// Trains as `config` says and writes `checkpoint/`, `trainer/` and the metrics to `out`.
+///
+/// # Errors
+/// If a setting, the tokenizer or the data is unusable, or if the run diverges or is
+/// interrupted; the same call then continues from the last saved state.
+pub fn run(config: &TrainConfig, out: &Path) -> Result<Summary> {
+    run_until(config, out, None)
+}
+
+/// [`run`], ending as if interrupted after update `stop_after`.
+pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> Result<Summary> {
+    let plan = config.plan()?;
+    let tokenizer_path = config.tokenizer_path()?;
+    let tokenizer = Tokenizer::from_path(tokenizer_path).context("tokenizer")?;
+    let shape = config.model.resolve(&tokenizer, config.data.seq_len)?;
+    let job = job(config, out)?;
+    if let Some(summary) = job.begin()? {
+        return Ok(summary);
+    }
+
+    let model = match (&config.model.init_from, shape) {
+        (Some(dir), _) => Transformer::load(dir, DType::F32, &Device::Cpu)?,
+        (None, Some(shape)) => Transformer::init(&shape, config.seed, &Device::Cpu)?,
+        (None, None) => unreachable!("without init_from, resolve gives a shape"),
+    };
+    let vocab_size = model.config().vocab_size;
+    let source = ShardSource::open(&config.data, config.seed, vocab_size)?;
+    let valid = data::validation(&config.data, plan.micro_batch, vocab_size)?;
+    let params = Params::new(model.trainable_vars())?;
+    let parameters = params.num_elements();
+
+    let mut trainer = Trainer::new(&model, params, &plan, &job)?;
+    trainer.stop_after = stop_after;
+    let outcome = trainer.train("train", &source, &valid)?;
+    drop(trainer);
+
+    let checkpoint = out.join("checkpoint");
+    let end_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+    export(&model, &tokenizer, config.dtype, &end_ids, &checkpoint)?;
+    let summary = Summary {
+        steps: outcome.steps,
+        tokens: outcome.tokens,
+        parameters,
+        train_loss: outcome.train_loss,
+        first_valid_loss: outcome.first_valid_loss,
+        valid_loss: outcome.valid_loss,
+        tokens_per_second: outcome.tokens_per_second,
+        checkpoint,
+    };
+    job.finish(&["checkpoint"], &summary)?;
+    Ok(summary)
+}
+
+/// Writes `dir` whole: weights, config and tokenizer, as `transformers` reads them.
+/// `end_ids` are the tokens that end a generation.
+pub fn export(
+    model: &Transformer,
+    tokenizer: &Tokenizer,
+    dtype: WeightType,
+    end_ids: &[u32],
+    dir: &Path,
+) -> Result<()> {
+    let new = AtomicDir::create(dir)?;
+    model.save(new.path(), dtype.dtype())?;
+    tokenizer.save(new.path())?;
+    write_end_ids(end_ids, new.path())?;
+    new.commit().with_context(|| format!("writing {}", dir.display()))
+}
+
+/// Names the tokens that end a generation in the `generation_config.json` of `dir`.
+pub fn write_end_ids(end_ids: &[u32], dir: &Path) -> Result<()> {
+    let path = dir.join("generation_config.json");
+    let mut config: Value = atomic::read_json(&path)?;
+    config["eos_token_id"] = match end_ids {
+        [] => return Ok(()),
+        [one] => json!(one),
+        several => json!(several),
+    };
+    Ok(atomic::write_json(&path, &config)?)
+}
+
+/// The run as a job: what it reads, and where it stands in `out`.
+pub fn job(config: &TrainConfig, out: &Path) -> Result<Job> {
+    Job::new("train run", config, &inputs(config)?, out)
+}
+
+/// Every file the run reads.
+fn inputs(config: &TrainConfig) -> Result<Vec<PathBuf>> {
+    let mut inputs: Vec<PathBuf> = config.model.init_from.iter().chain(&config.tokenizer).cloned().collect();
+    let prefixes = config.data.sources()?.into_iter().map(|(path, _)| path).chain(config.data.valid.clone());
+    for prefix in prefixes {
+        let (bin, idx) = shards::paths(&prefix);
+        inputs.extend([bin, idx]);
+    }
+    Ok(inputs)
+}

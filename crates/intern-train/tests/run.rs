@@ -1,0 +1,222 @@
+//! Whole small runs: learning, accumulation, resuming, threads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use intern_format::metrics;
+use intern_format::provenance::hash_path;
+use intern_format::shards::{DType, ShardWriter};
+use intern_kernels::rng::Rng;
+use intern_tokenizer::Tokenizer;
+use intern_tokenizer::train::{BpeConfig, train_bpe};
+use intern_train::TrainConfig;
+use intern_train::pretrain::{Summary, run, run_until};
+use serde_json::{Value, json};
+
+/// A tokenizer and the shards `train` and `valid` of sentences with some structure.
+fn prepare(dir: &Path) -> Tokenizer {
+    let mut rng = Rng::new(1, 0);
+    let mut sentence = || {
+        let (a, b) = (rng.below(30), rng.below(30));
+        format!("If you have {a} apples and get {b} more, you have {} apples.", a + b)
+    };
+    let sentences: Vec<String> = (0..300).map(|_| sentence()).collect();
+    let config = BpeConfig { special_tokens: vec!["<s>".into(), "</s>".into()], ..BpeConfig::new(300) };
+    let tokenizer = train_bpe(&config, &mut sentences.iter().cloned()).unwrap();
+    tokenizer.save(&dir.join("tokenizer")).unwrap();
+    for (name, part) in [("train", &sentences[30..]), ("valid", &sentences[..30])] {
+        let mut writer = ShardWriter::create(&dir.join(name), DType::U16).unwrap();
+        for text in part {
+            let mut ids = tokenizer.encode(text, false).unwrap();
+            ids.extend(tokenizer.token_to_id("</s>"));
+            writer.push(&ids).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+    tokenizer
+}
+
+fn config(dir: &Path, patch: Value) -> TrainConfig {
+    let mut config = json!({
+        "steps": 30, "batch_size": 8, "seed": 5, "save_every": 7, "eval_every": 10,
+        "tokenizer": dir.join("tokenizer"),
+        "model": {"architecture": "internlm2", "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2},
+        "data": {"train": dir.join("train"), "valid": dir.join("valid"), "seq_len": 32},
+        "optimizer": {"lr": 0.01}, "schedule": {"warmup_steps": 3},
+    });
+    config.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
+    serde_json::from_value(config).unwrap()
+}
+
+fn weights(out: &Path) -> Vec<f32> {
+    let checkpoint = intern_format::checkpoint::Checkpoint::open(&out.join("checkpoint")).unwrap();
+    checkpoint.names().flat_map(|name| checkpoint.tensor(name).unwrap().to_f32()).collect()
+}
+
+fn without_times(out: &Path) -> Vec<Value> {
+    let rows = metrics::read(out).unwrap();
+    let kept = rows.into_iter().map(|mut row| {
+        row.retain(|k, _| k != "time" && k != "tokens_per_second");
+        Value::Object(row)
+    });
+    kept.collect()
+}
+
+#[test]
+fn a_run_learns_and_leaves_a_whole_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = prepare(dir.path());
+    let out = dir.path().join("out");
+    let config = config(dir.path(), json!({}));
+    let summary = run(&config, &out).unwrap();
+    let (first, last) = (summary.first_valid_loss.unwrap(), summary.valid_loss.unwrap());
+    assert!((first - (tokenizer.vocab_size() as f64).ln()).abs() < 0.5, "{first}");
+    assert!(last < first - 1.5 && summary.train_loss < first - 1.5, "{summary:?}");
+
+    let saved = Tokenizer::from_path(&out.join("checkpoint")).unwrap();
+    assert_eq!(saved.vocab_size(), tokenizer.vocab_size());
+    for name in ["config.json", "generation_config.json"] {
+        let value: Value = intern_format::atomic::read_json(&out.join("checkpoint").join(name)).unwrap();
+        assert_eq!(value["eos_token_id"], json!(tokenizer.eos_id().unwrap()), "{name}");
+    }
+    let rows = without_times(&out);
+    assert_eq!(
+        rows.iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>(),
+        (0..=30).collect::<Vec<_>>()
+    );
+    let evaluated: Vec<u64> =
+        rows.iter().filter(|r| r.get("valid_loss").is_some()).map(|r| r["step"].as_u64().unwrap()).collect();
+    assert_eq!(evaluated, [0, 10, 20, 30]);
+
+    // Done is done; another seed starts over.
+    let again = run(&config, &out).unwrap();
+    assert_eq!((again.tokens, again.checkpoint), (summary.tokens, summary.checkpoint.clone()));
+    assert_eq!(without_times(&out).len(), 31);
+    let other = TrainConfig { seed: 6, ..config };
+    assert_ne!(run(&other, &out).unwrap().train_loss, summary.train_loss);
+    assert_eq!(without_times(&out).len(), 31);
+}
+
+#[test]
+fn a_checkpoint_can_be_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+    let end = run(&config(dir.path(), json!({})), &first).unwrap();
+    let model = json!({"init_from": first.join("checkpoint")});
+    let again =
+        run(&config(dir.path(), json!({"model": model, "steps": 5, "tokenizer": null})), &second).unwrap();
+    let difference = (again.first_valid_loss.unwrap() - end.valid_loss.unwrap()).abs();
+    assert!(difference < 1e-6, "{difference}");
+}
+
+#[test]
+fn cutting_a_batch_changes_only_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let run = |micro: usize| -> (Summary, Vec<f32>) {
+        let out = dir.path().join(format!("micro-{micro}"));
+        // One update in f32 differs by rounding; later ones amplify it.
+        let summary =
+            run(&config(dir.path(), json!({"steps": 1, "micro_batch": micro, "schedule": {}})), &out);
+        (summary.unwrap(), weights(&out))
+    };
+    let (whole, weights) = run(8);
+    for micro in [1, 3] {
+        let (cut, cut_weights) = run(micro);
+        assert!((cut.train_loss - whole.train_loss).abs() < 1e-6, "{cut:?}");
+        // AdamW's first update is lr * sign(g): only gradients near zero may flip.
+        let far = weights.iter().zip(&cut_weights).filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
+        assert!(far * 1000 < weights.len(), "{far} of {}", weights.len());
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let run = |threads: usize| {
+        let out = dir.path().join(format!("threads-{threads}"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(&config(dir.path(), json!({"steps": 6})), &out)).unwrap();
+        hash_path(&out.join("checkpoint")).unwrap()
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(3));
+}
+
+#[test]
+fn a_stopped_run_ends_as_if_it_had_not_been() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let (straight, stopped) = (dir.path().join("straight"), dir.path().join("stopped"));
+    let config = config(dir.path(), json!({}));
+    let summary = run(&config, &straight).unwrap();
+    for stop in [1, 7, 12, 29] {
+        let error = run_until(&config, &stopped, Some(stop)).unwrap_err().to_string();
+        assert!(error.contains(&format!("stopped at step {stop} of 30")), "{error}");
+    }
+    // As if killed after step 29 was logged but before it was saved.
+    std::fs::remove_dir_all(stopped.join("trainer/step-29")).unwrap();
+    let resumed = run(&config, &stopped).unwrap();
+    assert_eq!(without_times(&stopped), without_times(&straight));
+    assert_eq!(resumed.valid_loss, summary.valid_loss);
+    assert_eq!(resumed.train_loss, summary.train_loss);
+    for part in ["checkpoint", "trainer"] {
+        let hash = |out: &PathBuf| hash_path(&out.join(part)).unwrap();
+        assert_eq!(hash(&stopped), hash(&straight), "{part}");
+    }
+}
+
+#[test]
+fn a_diverging_run_names_the_step() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let wild = json!({"optimizer": {"lr": 1e30}, "schedule": {}});
+    let error = format!("{:#}", run(&config(dir.path(), wild), &dir.path().join("out")).unwrap_err());
+    assert!(error.contains("of step ") && error.contains("hint: lower optimizer.lr"), "{error}");
+}
+
+/// Not a test of its own: the process that [`killed_at_any_moment_it_ends_the_same`] kills.
+#[test]
+fn child() {
+    let Ok(dir) = std::env::var("INTERN_TRAIN_CHILD") else { return };
+    let dir = PathBuf::from(dir);
+    run(&config(&dir, json!({"steps": 60, "save_every": 3})), &dir.join("killed")).unwrap();
+}
+
+#[test]
+fn killed_at_any_moment_it_ends_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let straight = dir.path().join("straight");
+    run(&config(dir.path(), json!({"steps": 60, "save_every": 3})), &straight).unwrap();
+    let mut rng = Rng::new(u64::from(std::process::id()), 1);
+    let killed = dir.path().join("killed");
+    let mut kills = 0;
+    while !killed.join("provenance.json").exists() {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child"])
+            .env("INTERN_TRAIN_CHILD", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        if kills < 10 {
+            std::thread::sleep(Duration::from_millis(rng.range(20, 400)));
+            child.kill().unwrap();
+            kills += 1;
+            child.wait().unwrap();
+        } else {
+            assert!(child.wait().unwrap().success());
+        }
+    }
+    assert_eq!(without_times(&killed), without_times(&straight));
+    let hashes = |out: &Path| {
+        let of = |part: &str| (part.to_string(), hash_path(&out.join(part)).unwrap());
+        ["checkpoint", "trainer"].iter().map(|p| of(p)).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(hashes(&killed), hashes(&straight));
+}

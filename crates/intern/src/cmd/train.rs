@@ -1,0 +1,162 @@
+//! `intern train`: pretraining, and conversion between checkpoint layouts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use intern_model::convert;
+use intern_progress::{clock, human};
+use intern_train::pretrain::{self, Summary};
+use intern_train::{TrainConfig, job};
+
+/// Arguments of `intern train`.
+#[derive(Args)]
+pub struct TrainArgs {
+    #[command(subcommand)]
+    command: TrainCommand,
+}
+
+#[derive(Subcommand)]
+enum TrainCommand {
+    /// Trains a new model, or trains one further, on token shards.
+    ///
+    /// Writes OUT/checkpoint (a Hugging Face directory), OUT/trainer (to continue from), and
+    /// OUT/metrics.jsonl with TensorBoard events. Killed at any moment, the same command goes on
+    /// and ends with the same bytes.
+    Run(RunArgs),
+    /// Rewrites a checkpoint in another layout, with the same weights.
+    Convert(ConvertArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern train run configs/train/tiny-internlm2.toml --out runs/tiny
+  intern train run configs/train/tiny-internlm2.toml --out runs/fast --set steps=200 --set optimizer.lr=2e-3
+  intern train run configs/train/tiny-internlm2.toml --out runs/tiny --resume
+  tensorboard --logdir runs/tiny")]
+struct RunArgs {
+    /// The run.
+    config: PathBuf,
+    /// Where it writes.
+    #[arg(long)]
+    out: PathBuf,
+    /// Overrides a setting. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Only continue: fail where OUT holds no saved state of this very run, instead of starting one.
+    #[arg(long)]
+    resume: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern train convert runs/tiny/checkpoint --to llama --out runs/tiny-llama
+  intern train convert runs/tiny-llama --to internlm2 --out runs/tiny-again
+  intern train convert stories260K.bin --tokenizer tok512.bin --to llama --out runs/stories260K")]
+struct ConvertArgs {
+    /// A checkpoint directory, or a llama2.c `.bin` file.
+    input: PathBuf,
+    /// The layout to write.
+    #[arg(long)]
+    to: Layout,
+    /// The new checkpoint directory.
+    #[arg(long)]
+    out: PathBuf,
+    /// With a llama2.c file: its tokenizer.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Layout {
+    /// Separate projections, as `LlamaForCausalLM` reads them.
+    Llama,
+    /// Fused `wqkv`, as InternLM2 stores them.
+    Internlm2,
+}
+
+/// Runs `intern train`.
+pub fn run(args: TrainArgs) -> Result<()> {
+    match args.command {
+        TrainCommand::Run(args) => train(&args),
+        TrainCommand::Convert(args) => convert_layout(&args),
+    }
+}
+
+fn train(args: &RunArgs) -> Result<()> {
+    intern_progress::set_silent(args.json);
+    let config: TrainConfig = crate::config::load(&args.config, &args.sets)?;
+    if args.resume {
+        must_continue(&pretrain::job(&config, &args.out)?)?;
+    }
+    let summary = pretrain::run(&config, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        print_summary(&summary);
+    }
+    Ok(())
+}
+
+/// `--resume`: refuses to start from nothing.
+pub fn must_continue(job: &job::Job) -> Result<()> {
+    if job.finished::<serde_json::Value>()?.is_none() && !job.can_continue()? {
+        bail!(
+            "{} holds no saved state of this run\nhint: settings and data must be those it was begun with; \
+             leave out --resume to start it",
+            job.out().display()
+        );
+    }
+    Ok(())
+}
+
+fn print_summary(s: &Summary) {
+    println!("steps          {}", s.steps);
+    println!("tokens         {}", human(s.tokens as f64));
+    println!("parameters     {}", human(s.parameters as f64));
+    print_losses(s.train_loss, s.first_valid_loss, s.valid_loss);
+    print_rate(s.tokens, s.tokens_per_second);
+    println!("checkpoint     {}", s.checkpoint.display());
+}
+
+/// Losses of a run, one a line.
+pub fn print_losses(train: f64, first_valid: Option<f64>, valid: Option<f64>) {
+    println!("train loss     {train:.4}");
+    if let (Some(first), Some(last)) = (first_valid, valid) {
+        println!("valid loss     {last:.4} (before: {first:.4})");
+    }
+}
+
+/// Speed of a run, if this process made any steps.
+pub fn print_rate(tokens: u64, tokens_per_second: f64) {
+    if tokens_per_second > 0.0 {
+        let time = std::time::Duration::from_secs_f64(tokens as f64 / tokens_per_second);
+        println!("tokens/s       {} ({})", human(tokens_per_second), clock(time));
+    }
+}
+
+fn convert_layout(args: &ConvertArgs) -> Result<()> {
+    let (input, out) = (args.input.as_path(), args.out.as_path());
+    if input.is_file() {
+        if args.to != Layout::Llama {
+            bail!("a llama2.c file becomes the llama layout\nhint: use --to llama, then convert again");
+        }
+        convert::llama2c_to_hf(input, args.tokenizer.as_deref(), out)?;
+    } else if args.tokenizer.is_some() {
+        bail!("--tokenizer goes with a llama2.c file\nhint: a checkpoint directory brings its own tokenizer");
+    } else {
+        match args.to {
+            Layout::Llama => convert::internlm2_to_llama(input, out)?,
+            Layout::Internlm2 => convert::llama_to_internlm2(input, out)?,
+        }
+    }
+    report(out);
+    Ok(())
+}
+
+fn report(out: &Path) {
+    println!("checkpoint     {}", out.display());
+}

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use intern_format::provenance::{self, Provenance};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,7 @@ impl Job {
     pub fn new<C: Serialize>(command: &str, config: &C, inputs: &[PathBuf], out: &Path) -> Result<Self> {
         let mut hashes = BTreeMap::new();
         for input in inputs {
+            not_inside(input, out)?;
             hashes.insert(input.display().to_string(), provenance::hash_path(input)?);
         }
         let record = Provenance {
@@ -84,6 +85,7 @@ impl Job {
         if let Some(summary) = self.finished()? {
             return Ok(Some(summary));
         }
+        self.must_be_ours()?;
         provenance::clear(&self.out)?;
         let trainer = self.trainer();
         if !self.can_continue()? {
@@ -103,6 +105,20 @@ impl Job {
         }
         fs::create_dir_all(&self.out).with_context(|| format!("creating {}", self.out.display()))?;
         Ok(None)
+    }
+
+    /// Refuses to clear away what another command wrote.
+    fn must_be_ours(&self) -> Result<()> {
+        let found = match provenance::read(&self.out)? {
+            Some(record) if record.command == self.record.command => return Ok(()),
+            Some(record) => format!("the output of `intern {}`", record.command),
+            None if self.trainer().exists() => return Ok(()),
+            None => match OUTPUTS.iter().find(|name| self.out.join(name).exists()) {
+                Some(name) => format!("a directory {name}/ that no run here wrote"),
+                None => return Ok(()),
+            },
+        };
+        bail!("{} holds {found}\nhint: choose another output directory", self.out.display())
     }
 
     fn clear_metrics(&self) -> Result<()> {
@@ -127,6 +143,19 @@ impl Job {
         record.counts.insert("summary".into(), serde_json::to_value(summary)?);
         Ok(provenance::write(&self.out, &record)?)
     }
+}
+
+/// Refuses an input that starting over would remove.
+fn not_inside(input: &Path, out: &Path) -> Result<()> {
+    let (Ok(input_path), Ok(out_path)) = (input.canonicalize(), out.canonicalize()) else { return Ok(()) };
+    if OUTPUTS.iter().any(|name| input_path.starts_with(out_path.join(name))) {
+        bail!(
+            "{} is read by this run and lies in its output directory {}\nhint: choose another output directory",
+            input.display(),
+            out.display()
+        );
+    }
+    Ok(())
 }
 
 fn fingerprint(record: &Provenance) -> String {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use intern_format::metrics;
@@ -180,12 +180,61 @@ fn a_diverging_run_names_the_step() {
     assert!(error.contains("of step ") && error.contains("hint: lower optimizer.lr"), "{error}");
 }
 
+#[test]
+fn what_another_command_wrote_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let out = dir.path().join("out");
+    run(&config(dir.path(), json!({"steps": 1, "schedule": {}})), &out).unwrap();
+    let refused = |patch: Value| {
+        let error = format!("{:#}", run(&config(dir.path(), patch), &out).unwrap_err());
+        assert!(error.contains("hint: choose another output directory"), "{error}");
+        assert!(out.join("checkpoint/config.json").exists());
+    };
+    refused(json!({"model": {"init_from": out.join("checkpoint")}}));
+    std::fs::rename(out.join("trainer"), dir.path().join("elsewhere")).unwrap();
+    std::fs::remove_file(out.join("provenance.json")).unwrap();
+    refused(json!({}));
+    let other = intern_format::provenance::Provenance { command: "data run".into(), ..Default::default() };
+    intern_format::provenance::write(&out, &other).unwrap();
+    refused(json!({}));
+}
+
 /// Not a test of its own: the process that [`killed_at_any_moment_it_ends_the_same`] kills.
 #[test]
 fn child() {
     let Ok(dir) = std::env::var("INTERN_TRAIN_CHILD") else { return };
     let dir = PathBuf::from(dir);
-    run(&config(&dir, json!({"steps": 60, "save_every": 3})), &dir.join("killed")).unwrap();
+    let patch = std::env::var("INTERN_TRAIN_PATCH").unwrap();
+    run(&config(&dir, serde_json::from_str(&patch).unwrap()), &dir.join("killed")).unwrap();
+}
+
+/// The command that runs [`child`] on `dir`.
+fn child_command(dir: &Path, patch: &Value) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "child", "--nocapture"]).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("INTERN_TRAIN_CHILD", dir).env("INTERN_TRAIN_PATCH", patch.to_string());
+    command
+}
+
+#[test]
+#[cfg(unix)]
+fn asked_to_stop_it_saves_first() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let child = child_command(dir.path(), &json!({"steps": 1_000_000})).spawn().unwrap();
+    let started = || metrics::read(&dir.path().join("killed")).is_ok_and(|rows| rows.len() > 2);
+    while !started() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("stopped at step") && error.contains("the same command continues"), "{error}");
+    let saved = intern_train::state::list(&dir.path().join("killed/trainer")).unwrap();
+    let rows = metrics::read(&dir.path().join("killed")).unwrap();
+    assert_eq!(rows.last().unwrap()["step"], json!(saved.last().unwrap().0));
 }
 
 #[test]
@@ -193,17 +242,13 @@ fn killed_at_any_moment_it_ends_the_same() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());
     let straight = dir.path().join("straight");
-    run(&config(dir.path(), json!({"steps": 60, "save_every": 3})), &straight).unwrap();
+    let patch = json!({"steps": 60, "save_every": 3});
+    run(&config(dir.path(), patch.clone()), &straight).unwrap();
     let mut rng = Rng::new(u64::from(std::process::id()), 1);
     let killed = dir.path().join("killed");
     let mut kills = 0;
     while !killed.join("provenance.json").exists() {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child"])
-            .env("INTERN_TRAIN_CHILD", dir.path())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = child_command(dir.path(), &patch).stderr(Stdio::null()).spawn().unwrap();
         if kills < 10 {
             std::thread::sleep(Duration::from_millis(rng.range(20, 400)));
             child.kill().unwrap();

@@ -6,6 +6,7 @@
 
 pub mod remote;
 pub mod request;
+pub mod score;
 pub mod tools;
 pub mod wire;
 

@@ -33,6 +33,8 @@ pub struct Remote {
     max_context: Option<usize>,
     /// `owned_by` of the model's card: which extensions the server knows.
     owner: String,
+    /// Whether the server tokenizes for us.
+    has_tokenize: bool,
     /// Requests under way at once.
     pub parallel: usize,
 }
@@ -62,12 +64,20 @@ impl Remote {
             None if !card.id.is_empty() => card.id,
             None => anyhow::bail!("{} lists no models\nhint: name the model to use", client.base),
         };
-        Ok(Self { client, model, max_context: card.max_model_len, owner: card.owned_by, parallel: 8 })
+        let (max_context, owner) = (card.max_model_len, card.owned_by);
+        let mut remote = Self { client, model, max_context, owner, has_tokenize: false, parallel: 8 };
+        remote.has_tokenize = remote.is_extended() && remote.tokenize("", false).is_ok();
+        Ok(remote)
     }
 
     /// Whether the server is `intern serve api`.
     fn is_ours(&self) -> bool {
         self.owner == "intern"
+    }
+
+    /// Whether the server knows vLLM's additions to the API.
+    fn is_extended(&self) -> bool {
+        self.is_ours() || self.owner == "vllm"
     }
 
     /// Adds to a "model not found" what the server does have.
@@ -97,7 +107,7 @@ impl Remote {
             logprobs: request.sampling.logprobs.map(|k| k as i64),
             ..CompletionRequest::default()
         };
-        if self.is_ours() || self.owner == "vllm" {
+        if self.is_extended() {
             body.common.return_token_ids = Some(true);
         }
         let Some(sink) = sink else {

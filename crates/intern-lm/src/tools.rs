@@ -46,6 +46,13 @@ impl ToolFormat {
         }
     }
 
+    /// Every piece of text that marks calls; such tokens must stay in text that is to be parsed.
+    #[must_use]
+    pub fn markers(self) -> Vec<&'static str> {
+        let also: &[&str] = if self == Self::Mistral { &["[ARGS]"] } else { &[] };
+        self.starts().iter().copied().chain(self.end()).chain(also.iter().copied()).collect()
+    }
+
     /// Text that opens a block of calls.
     fn starts(self) -> &'static [&'static str] {
         match self {

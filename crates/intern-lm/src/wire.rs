@@ -11,12 +11,12 @@ mod request;
 
 pub use answer::{
     ChatChoice, ChatCompletion, ChatLogprobs, ChatTokenLogprob, CompletionChoice, CompletionLogprobs,
-    CompletionResponse, Delta, ErrorBody, ErrorDetail, FunctionDelta, ModelCard, ModelList, ToolCallDelta,
-    WireUsage, read_answer, read_finish, write_finish,
+    CompletionResponse, Delta, ErrorBody, ErrorDetail, FunctionDelta, ModelCard, ModelList, TokenizeResponse,
+    ToolCallDelta, WireUsage, read_answer, read_finish, write_finish,
 };
 pub use request::{
-    ChatCompletionRequest, Common, CompletionRequest, Invalid, MAX_LOGPROBS, OneOrMany, StreamOptions,
-    WirePrompt, read_messages, write_message,
+    ChatCompletionRequest, Common, CompletionRequest, DetokenizeRequest, Invalid, MAX_LOGPROBS, OneOrMany,
+    StreamOptions, TokenizeRequest, WirePrompt, read_messages, write_message,
 };
 
 #[cfg(test)]

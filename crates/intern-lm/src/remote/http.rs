@@ -124,9 +124,12 @@ impl Client {
         read_json(&url, response)
     }
 
-    /// `POST {base}{path}`, answered whole.
+    /// `POST {base}{path}`, answered whole; `/../` leads out of `/v1`.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let url = format!("{}{path}", self.base);
+        let url = match path.strip_prefix("/..") {
+            Some(path) => format!("{}{path}", self.base.trim_end_matches("/v1")),
+            None => format!("{}{path}", self.base),
+        };
         read_json(&url, self.send(&url, body)?)
     }
 

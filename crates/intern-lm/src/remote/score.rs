@@ -1,8 +1,10 @@
 //! Log-likelihoods from a server, by `echo` and `logprobs` of `/v1/completions`.
 //!
-//! The split between context and continuation is found by the tokens' text
-//! offsets, as no tokenizer is at hand; where a token straddles it, the server
-//! is asked how many tokens the context alone has (lm-evaluation-harness's rule).
+//! A server with `/tokenize` (ours, vLLM) is asked for token ids, and the windows of
+//! [`crate::score`] go out: the same sums as in process. From others, the split between
+//! context and continuation is found by the tokens' text offsets; where a token
+//! straddles it, the server is asked how many tokens the context alone has. Text that
+//! is too long is then cut by halves, so long texts score a little lower than they should.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -10,22 +12,73 @@ use serde_json::Value;
 use super::Remote;
 use super::http::ApiError;
 use crate::request::{Score, ScoreRequest};
+use crate::score::{Window, rstrip, total, windows};
 use crate::wire::{
-    Common, CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, WirePrompt,
+    Common, CompletionChoice, CompletionLogprobs, CompletionRequest, CompletionResponse, TokenizeRequest,
+    TokenizeResponse, WirePrompt,
 };
 
 const NO_ECHO: &str = "hint: scoring needs /v1/completions with echo and logprobs (intern, vLLM, SGLang); generation tasks need less";
 
+/// Context length assumed of servers that tell none.
+const DEFAULT_CONTEXT: usize = 2048;
+
 impl Remote {
     pub(super) fn score_one(&self, request: &ScoreRequest) -> Result<Score> {
+        if self.has_tokenize {
+            return self.score_by_tokens(request);
+        }
         match request {
             ScoreRequest::Continuation { context, continuation } => {
-                let kept = context.trim_end();
+                let kept = rstrip(context);
                 let continuation = format!("{}{continuation}", &context[kept.len()..]);
                 self.continuation(kept, &continuation)
             }
             ScoreRequest::Rolling { text } => self.rolling("", text),
         }
+    }
+
+    fn score_by_tokens(&self, request: &ScoreRequest) -> Result<Score> {
+        // All tokens are read, and others than ours insist on generating one.
+        let spare = if self.is_ours() { 1 } else { 2 };
+        let max_scored = self.max_context.unwrap_or(DEFAULT_CONTEXT).saturating_sub(spare).max(1);
+        let windows = windows(request, &|text| self.tokenize(text, false), &|| self.prefix(), max_scored)?;
+        let mut parts = Vec::new();
+        for Window { tokens, scored } in windows {
+            let end = tokens.len();
+            let choice = self.echo_choice(WirePrompt::Tokens(tokens))?;
+            let logprobs = choice.logprobs.unwrap_or_default();
+            if logprobs.token_logprobs.len() < end {
+                bail!("{} returns no prompt log-probabilities\n{NO_ECHO}", self.client.base);
+            }
+            parts.extend((end - scored..end).filter_map(|i| judged(&logprobs, i)));
+        }
+        Ok(total(parts.into_iter()))
+    }
+
+    /// The server's tokens of `text`.
+    pub(super) fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let body = TokenizeRequest {
+            model: Some(self.model.clone()),
+            prompt: Some(text.to_string()),
+            add_special_tokens: Some(add_special),
+            ..TokenizeRequest::default()
+        };
+        let answer: TokenizeResponse = self.explain(self.client.post("/../tokenize", &body))?;
+        Ok(answer.tokens)
+    }
+
+    /// What stands before text without context: BOS, or what our server takes for it.
+    fn prefix(&self) -> Result<u32> {
+        if let Some(&bos) = self.tokenize("", true)?.first() {
+            return Ok(bos);
+        }
+        let mut body = self.echo_body(WirePrompt::Text(String::new()));
+        body.common.return_token_ids = Some(true);
+        let answer: CompletionResponse = self.explain(self.client.post("/completions", &body))?;
+        let choice = answer.choices.into_iter().next().context("the server sent no choice")?;
+        let ids = choice.prompt_token_ids.unwrap_or_default();
+        ids.first().copied().context("the server's tokenizer has neither BOS nor EOS to put before the text")
     }
 
     /// Scores `text` after `context`, dropping the beginning of a context that is too long.
@@ -63,7 +116,7 @@ impl Remote {
     /// One request: the log-probability of `text` right after `context`.
     fn echo(&self, context: &str, text: &str) -> Result<Score> {
         let prompt = format!("{context}{text}");
-        let choice = self.echo_choice(&prompt)?;
+        let choice = self.echo_choice(WirePrompt::Text(prompt.clone()))?;
         let Some(logprobs) = choice.logprobs else {
             bail!("{} returns no prompt log-probabilities\n{NO_ECHO}", self.client.base);
         };
@@ -74,35 +127,28 @@ impl Remote {
         if first > 0 && start > 0 && spans[first - 1].1 > start {
             first = self.count_tokens(context)?.min(last);
         }
-        let mut score = Score { logprob: 0.0, is_greedy: true, num_tokens: 0 };
-        for i in first..last {
-            // The very first token has nothing before it.
-            let Some(logprob) = logprobs.token_logprobs[i] else { continue };
-            score.logprob += f64::from(logprob);
-            score.num_tokens += 1;
-            let best = logprobs.top_logprobs.get(i).and_then(Option::as_ref);
-            let best =
-                best.map(|top| top.values().filter_map(Value::as_f64).fold(f64::NEG_INFINITY, f64::max));
-            score.is_greedy &= best.is_some_and(|best| f64::from(logprob) >= best - 1e-6);
-        }
-        Ok(score)
+        Ok(total((first..last).filter_map(|i| judged(&logprobs, i))))
     }
 
-    fn echo_choice(&self, prompt: &str) -> Result<CompletionChoice> {
-        let body = CompletionRequest {
+    fn echo_body(&self, prompt: WirePrompt) -> CompletionRequest {
+        CompletionRequest {
             common: Common {
                 model: Some(self.model.clone()),
                 temperature: Some(0.0),
-                // Others than ours may insist on generating something; it is cut off by its offset.
+                // Others than ours may insist on generating something; it is cut off by its place.
                 max_tokens: Some(if self.is_ours() { 0 } else { 1 }),
                 ..Common::default()
             },
-            prompt: Some(WirePrompt::Text(prompt.to_string())),
+            prompt: Some(prompt),
             echo: Some(true),
             logprobs: Some(1),
             ..CompletionRequest::default()
-        };
-        let answer: CompletionResponse = self.explain(self.client.post("/completions", &body))?;
+        }
+    }
+
+    fn echo_choice(&self, prompt: WirePrompt) -> Result<CompletionChoice> {
+        let answer: CompletionResponse =
+            self.explain(self.client.post("/completions", &self.echo_body(prompt)))?;
         answer.choices.into_iter().next().context("the server sent no choice")
     }
 
@@ -116,6 +162,14 @@ impl Remote {
         let answer: CompletionResponse = self.explain(self.client.post("/completions", &body))?;
         Ok(answer.usage.context("the server sent no usage")?.prompt_tokens)
     }
+}
+
+/// Token `i`'s log-probability and whether it was the likeliest; `None` where nothing precedes it.
+fn judged(logprobs: &CompletionLogprobs, i: usize) -> Option<(f32, bool)> {
+    let logprob = logprobs.token_logprobs[i]?;
+    let top = logprobs.top_logprobs.get(i).and_then(Option::as_ref);
+    let best = top.map(|top| top.values().filter_map(Value::as_f64).fold(f64::NEG_INFINITY, f64::max));
+    Some((logprob, best.is_some_and(|best| f64::from(logprob) >= best - 1e-6)))
 }
 
 /// Where each token begins and ends in `prompt`, in characters. A BOS that is not in

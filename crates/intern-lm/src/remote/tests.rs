@@ -67,7 +67,7 @@ fn handle(mut stream: TcpStream, answer: &dyn Fn(&str, &Value) -> (u16, &'static
 }
 
 fn models() -> (u16, &'static str, String) {
-    let card = json!({"id": "tiny", "object": "model", "owned_by": "vllm", "max_model_len": 99});
+    let card = json!({"id": "tiny", "object": "model", "owned_by": "somebody", "max_model_len": 99});
     (200, "", json!({"object": "list", "data": [card]}).to_string())
 }
 
@@ -314,6 +314,49 @@ fn long_text_is_scored_in_parts() {
     let score = remote.score(&[ScoreRequest::Rolling { text: text.into() }]).unwrap()[0];
     assert_eq!(score, Score { logprob: -33.0, is_greedy: true, num_tokens: 11 });
     check_score(&remote, text, " zz", -3.0, true, 1);
+}
+
+#[test]
+fn a_server_that_tokenizes_is_scored_by_tokens() {
+    // One token per character; log-probability −1 each, only letters are likeliest.
+    let (url, seen) = serve(|path, body| match path {
+        "/v1/models" => {
+            let card = json!({"id": "tiny", "owned_by": "vllm", "max_model_len": 6});
+            (200, "", json!({"data": [card]}).to_string())
+        }
+        "/tokenize" => {
+            let mut tokens: Vec<u32> = body["prompt"].as_str().unwrap().chars().map(|c| c as u32).collect();
+            if body["add_special_tokens"] == true {
+                tokens.insert(0, 1);
+            }
+            (200, "", json!({"count": tokens.len(), "tokens": tokens}).to_string())
+        }
+        _ => {
+            let prompt = body["prompt"].as_array().unwrap();
+            assert!(prompt.len() <= 5, "{prompt:?}");
+            let all =
+                prompt.iter().map(|id| char::from_u32(id.as_u64().unwrap() as u32).unwrap()).chain(['g']);
+            let (mut logprobs, mut top) = (vec![], vec![]);
+            for (i, c) in all.enumerate() {
+                logprobs.push(if i == 0 { Value::Null } else { (-1.0).into() });
+                let best = if c.is_alphabetic() { -1.0 } else { -0.5 };
+                top.push(if i == 0 { Value::Null } else { json!({"best": best, "it": -1.0}) });
+            }
+            let logprobs =
+                json!({"token_logprobs": logprobs, "top_logprobs": top, "tokens": [], "text_offset": []});
+            (200, "", json!({"choices": [{"text": "", "logprobs": logprobs}]}).to_string())
+        }
+    });
+    let remote = connect(&url);
+    check_score(&remote, "ab", "cd", -2.0, true, 2);
+    check_score(&remote, "ab ", "c", -2.0, false, 2);
+    check_score(&remote, "", "cd", -2.0, true, 2);
+    check_score(&remote, "abcdefgh", "ij", -2.0, true, 2);
+    let score = remote.score(&[ScoreRequest::Rolling { text: "abcdefghij".into() }]).unwrap()[0];
+    assert_eq!(score, Score { logprob: -10.0, is_greedy: true, num_tokens: 10 });
+    let seen = seen.lock().unwrap();
+    let last = &seen.iter().rfind(|(path, ..)| path == "/v1/completions").unwrap().2;
+    assert_eq!(last["prompt"], json!([102, 103, 104, 105, 106]));
 }
 
 #[test]

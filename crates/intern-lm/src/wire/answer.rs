@@ -191,9 +191,9 @@ impl CompletionLogprobs {
             let mut top = Map::new();
             for (_, token, logprob) in &t.top {
                 // Of several tokens with the same text the likeliest counts.
-                top.entry(token.clone()).or_insert_with(|| finite(*logprob).into());
+                top.entry(token.clone()).or_insert_with(|| same_digits(*logprob));
             }
-            top.entry(t.token.clone()).or_insert_with(|| finite(t.logprob).into());
+            top.entry(t.token.clone()).or_insert_with(|| same_digits(t.logprob));
             top
         }));
     }
@@ -202,6 +202,13 @@ impl CompletionLogprobs {
 /// JSON has no infinity.
 fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
+}
+
+/// The number a client reads from `logprob`'s own digits, so that a token's value in the map of
+/// the likeliest equals its value in the list (lm-evaluation-harness compares them).
+fn same_digits(logprob: f32) -> Value {
+    let logprob = finite(logprob);
+    logprob.to_string().parse::<f64>().unwrap_or(logprob.into()).into()
 }
 
 /// `usage` of an answer.
@@ -257,6 +264,18 @@ pub struct ModelCard {
     /// Longest prompt plus completion, if the server tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<usize>,
+}
+
+/// Answer of `POST /tokenize`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenizeResponse {
+    /// Number of tokens.
+    pub count: usize,
+    /// Longest prompt plus completion.
+    pub max_model_len: usize,
+    /// The token ids.
+    pub tokens: Vec<u32>,
 }
 
 /// Body of every error.

@@ -3,7 +3,7 @@
 //! Hu et al., 2021; rsLoRA's scale from Kalajdzievski, 2023. `y = W x + s B A x` with
 //! `s = alpha / r` or `alpha / sqrt(r)`; `A` starts uniform as in PEFT, `B` at zero.
 
-use crate::checkpoint::{bytes, check_shape, config_json, stored_dtype, to_tensor};
+use crate::checkpoint::{bytes, check_shape, stored_dtype, to_tensor};
 use crate::config::ModelConfig;
 use crate::init::{stream, uniform};
 use crate::transformer::{Adapter, Transformer};
@@ -210,8 +210,8 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path) -> Result<()> {
     };
     checkpoint::save_with(
         out,
-        &config_json(&config, dtype)?,
-        &config.generation_json(),
+        checkpoint.config(),
+        checkpoint.generation_config(),
         &specs,
         checkpoint::DEFAULT_SHARD_BYTES,
         |i, file| file.write_all(&merged(&shapes[i].0, &shapes[i].1).map_err(std::io::Error::other)?),

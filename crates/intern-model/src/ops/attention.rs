@@ -77,16 +77,7 @@ impl Attention {
     ) -> Result<()> {
         let ((so, lo), (sd, ld)) = (out.storage_and_layout(), dout.storage_and_layout());
         let lse = self.lse.lock().expect("no panic while held");
-        attention::backward(
-            &self.context(),
-            q,
-            k,
-            v,
-            &*stored(&so, lo)?,
-            &lse,
-            &*stored(&sd, ld)?,
-            gradients,
-        );
+        attention::backward(&self.context(), q, k, v, &stored(&so, lo)?, &lse, &stored(&sd, ld)?, gradients);
         Ok(())
     }
 }
@@ -124,7 +115,7 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        self.forward(&*floats(q, lq)?, &*floats(k, lk)?, &*floats(v, lv)?)
+        self.forward(&floats(q, lq)?, &floats(k, lk)?, &floats(v, lv)?)
     }
 
     fn bwd(

@@ -1,0 +1,54 @@
+//! `POST /tokenize` and `/detokenize`, with vLLM's bodies: text or messages to ids, and back.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use intern_lm::wire::{DetokenizeRequest, Invalid, TokenizeRequest, TokenizeResponse, read_messages};
+use serde_json::{Value, json};
+
+use super::app::{App, off_thread, read_body};
+use super::error::ApiError;
+
+pub(super) async fn tokenize(
+    State(app): State<Arc<App>>,
+    body: Body,
+) -> Result<Json<TokenizeResponse>, ApiError> {
+    let body: TokenizeRequest = read_body(&app, body).await?;
+    app.check_model(body.model.as_deref())?;
+    off_thread(move |_| {
+        let tokenizer = app.engine.tokenizer();
+        let (param, tokens) = match (&body.prompt, &body.messages) {
+            (Some(text), None) => ("prompt", tokenizer.encode(text, body.add_special_tokens.unwrap_or(true))),
+            (None, Some(messages)) => {
+                let tools = body.tools.as_deref().unwrap_or_default();
+                let begins = body.add_generation_prompt.unwrap_or(true);
+                ("messages", tokenizer.encode_chat(&read_messages(messages)?, tools, begins))
+            }
+            _ => return Err(Invalid::new("prompt", "give either prompt or messages").into()),
+        };
+        let tokens =
+            tokens.map_err(|e| Invalid::new(param, format!("{param} cannot be tokenized: {e:#}")))?;
+        let max_model_len = app.engine.context_length();
+        Ok(Json(TokenizeResponse { count: tokens.len(), max_model_len, tokens }))
+    })
+    .await
+}
+
+pub(super) async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let body: DetokenizeRequest = read_body(&app, body).await?;
+    app.check_model(body.model.as_deref())?;
+    off_thread(move |_| {
+        let vocab = app.engine.tokenizer().vocab_size();
+        if let Some(bad) = body.tokens.iter().find(|&&id| id as usize >= vocab) {
+            let message = format!("tokens holds the id {bad}, but the vocabulary has {vocab} tokens");
+            return Err(Invalid::new("tokens", message).into());
+        }
+        let text = app.engine.tokenizer().decode(&body.tokens, false);
+        let text =
+            text.map_err(|e| Invalid::new("tokens", format!("the tokens cannot be decoded: {e:#}")))?;
+        Ok(Json(json!({ "prompt": text })))
+    })
+    .await
+}

@@ -1,0 +1,241 @@
+//! `intern serve`: quantize a model, talk with it, serve it over HTTP, dump its logits.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use intern_engine::EngineConfig;
+use intern_lm::Sampling;
+use intern_serve::api::ApiConfig;
+use intern_serve::chat::ChatConfig;
+use intern_serve::logits::LogitsConfig;
+use intern_serve::quantize::{QuantType, QuantizeConfig};
+use intern_serve::{api, chat, logits, quantize};
+use toml::{Table, Value};
+
+/// Arguments of `intern serve`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern serve quantize runs/tiny/checkpoint --type q4_0 --out tiny.gguf
+  intern serve chat tiny.gguf
+  intern serve api tiny.gguf --port 8000
+  intern serve logits tiny.gguf --tokens 1,2,3 --out logits.safetensors")]
+pub struct ServeArgs {
+    #[command(subcommand)]
+    command: ServeCommand,
+}
+
+#[derive(Subcommand)]
+enum ServeCommand {
+    /// Write a checkpoint as a GGUF file with fewer bits per weight.
+    Quantize(QuantizeArgs),
+    /// Talk with a model in the terminal; from a pipe, one message per line.
+    Chat(ChatArgs),
+    /// Serve a model over HTTP as OpenAI's API.
+    Api(ApiArgs),
+    /// Write the logits of every position, for comparison with other implementations.
+    Logits(LogitsArgs),
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern serve quantize runs/tiny/checkpoint --type q8_0 --out tiny-q8.gguf
+  intern serve quantize runs/tiny/checkpoint --type q4_k --out tiny-q4k.gguf --json")]
+struct QuantizeArgs {
+    /// Checkpoint directory.
+    model: PathBuf,
+    /// Weight type: f16, q8_0, q4_0 or q4_k.
+    #[arg(long = "type", value_name = "TYPE")]
+    quant: QuantType,
+    /// The GGUF file to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// The model's name in the file [default: the directory's].
+    #[arg(long)]
+    name: Option<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern serve chat tiny.gguf --system 'You are a patient teacher.'
+  intern serve chat http://127.0.0.1:8000/v1
+  echo 'What is 2 + 3?' | intern serve chat runs/tiny/checkpoint --temperature 0")]
+struct ChatArgs {
+    /// Checkpoint directory, GGUF file, or the URL of an OpenAI-compatible server.
+    model: String,
+    /// PEFT adapter merged into local weights.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// What the model is told first.
+    #[arg(long)]
+    system: Option<String>,
+    /// 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.7)]
+    temperature: f32,
+    /// Choose among the likeliest tokens with this much probability together.
+    #[arg(long, default_value_t = 0.95)]
+    top_p: f32,
+    /// Same seed and messages, same answers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Longest answer in tokens.
+    #[arg(long, default_value_t = 512)]
+    max_tokens: usize,
+    /// Threads to compute with; 0 uses all cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern serve api tiny.gguf --port 8000
+  intern serve api --config configs/serve/api.toml --set engine.max_num_seqs=8
+  curl http://127.0.0.1:8000/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
+
+The API key may also come from the environment as INTERN_API_KEY.")]
+struct ApiArgs {
+    /// Checkpoint directory or GGUF file (may be left out if the config names it).
+    model: Option<PathBuf>,
+    /// A TOML file with the server's settings; the flags override it.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Overrides a setting: key=value. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// PEFT adapter merged into the weights.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Address to listen on; 0.0.0.0 for every network interface [default: 127.0.0.1].
+    #[arg(long)]
+    host: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: 8000].
+    #[arg(long)]
+    port: Option<u16>,
+    /// The model's name in requests [default: its file or directory name].
+    #[arg(long, value_name = "NAME")]
+    served_name: Option<String>,
+    /// Key that clients must send.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// Threads to compute with; 0 uses all cores.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern serve logits runs/tiny/checkpoint --tokens 1,2,3 --out a.safetensors
+  intern serve logits tiny.gguf --tokens 1,2,3 --out b.safetensors --json")]
+struct LogitsArgs {
+    /// Checkpoint directory or GGUF file.
+    model: PathBuf,
+    /// PEFT adapter merged into the weights.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// Token ids, separated by commas.
+    #[arg(long, value_delimiter = ',', required = true)]
+    tokens: Vec<u32>,
+    /// The safetensors file to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Threads to compute with; 0 uses all cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs one of the commands.
+pub fn run(args: ServeArgs) -> Result<()> {
+    match args.command {
+        ServeCommand::Quantize(args) => run_quantize(args),
+        ServeCommand::Chat(args) => run_chat(args),
+        ServeCommand::Api(args) => api::serve(&api_config(args)?),
+        ServeCommand::Logits(args) => run_logits(args),
+    }
+}
+
+fn run_quantize(args: QuantizeArgs) -> Result<()> {
+    intern_progress::set_silent(args.json);
+    let config = QuantizeConfig { model: args.model, quant: args.quant, name: args.name };
+    let summary = quantize::run(&config, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        println!("{}", quantize::table(&summary));
+    }
+    Ok(())
+}
+
+fn run_chat(args: ChatArgs) -> Result<()> {
+    let engine = EngineConfig { threads: args.threads, ..EngineConfig::default() };
+    let model = crate::model::open(&args.model, args.adapter.as_deref(), &engine)?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+        max_tokens: args.max_tokens,
+        ..Sampling::default()
+    };
+    let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".intern_history"));
+    chat::run(model.as_ref(), &ChatConfig { system: args.system, sampling, history })
+}
+
+/// The config file's settings, then the flags, then `--set`.
+fn api_config(args: ApiArgs) -> Result<ApiConfig> {
+    let origin = args.config.as_ref().map_or("the command line".to_string(), |p| p.display().to_string());
+    let mut table = match &args.config {
+        Some(path) => std::fs::read_to_string(path)
+            .with_context(|| {
+                format!(
+                    "cannot read the config {}\nhint: a complete example is configs/serve/api.toml",
+                    path.display()
+                )
+            })?
+            .parse::<Table>()
+            .with_context(|| format!("{} is not valid TOML", path.display()))?,
+        None => Table::new(),
+    };
+    let path = |p: PathBuf| Value::String(p.to_string_lossy().into_owned());
+    let key = args.api_key.or_else(|| std::env::var("INTERN_API_KEY").ok().filter(|k| !k.is_empty()));
+    let flags = [
+        ("model", args.model.map(path)),
+        ("adapter", args.adapter.map(path)),
+        ("host", args.host.map(Value::String)),
+        ("port", args.port.map(|p| Value::Integer(p.into()))),
+        ("served_name", args.served_name.map(Value::String)),
+        ("api_key", key.map(Value::String)),
+    ];
+    for (key, value) in flags {
+        if let Some(value) = value {
+            table.insert(key.to_string(), value);
+        }
+    }
+    if let Some(threads) = args.threads {
+        let engine = table.entry("engine").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(engine) = engine {
+            engine.insert("threads".into(), Value::Integer(threads as i64));
+        }
+    }
+    if !table.contains_key("model") && !args.sets.iter().any(|s| s.starts_with("model=")) {
+        anyhow::bail!("no model named\nhint: intern serve api MODEL, or `model = …` in the config");
+    }
+    crate::config::resolve(table, &args.sets, &origin)
+}
+
+fn run_logits(args: LogitsArgs) -> Result<()> {
+    intern_progress::set_silent(args.json);
+    let engine = EngineConfig { threads: args.threads, ..EngineConfig::default() };
+    let config = LogitsConfig { model: args.model, adapter: args.adapter, tokens: args.tokens, engine };
+    let summary = logits::run(&config, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(())
+}

@@ -59,10 +59,10 @@ pub fn rope_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 }
 
 multiversion! {
-    /// `gate = silu(gate) * up`.
-    pub fn swiglu(gate: &mut [f32], up: &[f32]) {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + exp(-*g)) * u;
+    /// `out = silu(gate) * up`.
+    pub fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *o = g / (1.0 + exp(-g)) * u;
         }
     }
 }
@@ -134,8 +134,8 @@ mod tests {
     fn swiglu_and_softmax_are_the_formulas() {
         for n in [1, 17, 96] {
             let (g, u) = (random(n, 3), random(n, 4));
-            let mut out = g.clone();
-            swiglu(&mut out, &u);
+            let mut out = vec![0.0; n];
+            swiglu(&g, &u, &mut out);
             let silu = |x: f64| x / (1.0 + (-x).exp());
             check(&out, g.iter().zip(&u).map(|(&g, &u)| silu(f64::from(g)) * f64::from(u)));
             let mut p = g.clone();

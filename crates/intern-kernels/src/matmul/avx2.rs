@@ -12,9 +12,9 @@ use crate::quant::{self, BlockType, unpack_scale_min};
 
 /// Rows of `x` from which decoding into a panel beats decoding per tile.
 const PANEL_FROM: usize = 5;
-/// Rows of `W` per tile: with three rows of `x`, twelve accumulators and four weights fill
-/// the sixteen registers.
-const R: usize = 4;
+/// Rows of `W` per tile of up to three rows of `x`: at three, twelve accumulators and four
+/// weights fill the sixteen registers.
+const ROWS: usize = 4;
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -54,7 +54,7 @@ pub(super) unsafe fn task(x: &[f32], m: usize, part: &Part, first: usize, last: 
             BlockType::Q8_0 => rows::<Q8_0>(x, m, part, first, last, out),
             BlockType::Q4_0 => rows::<Q4_0>(x, m, part, first, last, out),
             BlockType::Q4_1 => rows::<Scalar<4>>(x, m, part, first, last, out),
-            BlockType::Q5_0 => rows::<Scalar<5>>(x, m, part, first, last, out),
+            BlockType::Q5_0 => rows::<Q5_0>(x, m, part, first, last, out),
             BlockType::Q5_1 => rows::<Scalar<6>>(x, m, part, first, last, out),
             BlockType::Q4K => rows::<Q4K>(x, m, part, first, last, out),
             BlockType::Q5K => rows::<Q5K>(x, m, part, first, last, out),
@@ -74,7 +74,7 @@ unsafe fn rows<D: Decode>(x: &[f32], m: usize, part: &Part, first: usize, last: 
         if m < PANEL_FROM {
             let mut n = first;
             while n < last {
-                let count = R.min(last - n);
+                let count = ROWS.min(last - n);
                 let w = std::array::from_fn(|r| part.weight.row(n + r.min(count - 1)).as_ptr());
                 tiles::<D>(w, count, x, m, k, out, part.column + n);
                 n += count;
@@ -94,13 +94,13 @@ unsafe fn rows<D: Decode>(x: &[f32], m: usize, part: &Part, first: usize, last: 
                 let height = 3.min(m - row);
                 let mut r0 = 0;
                 while r0 < count {
-                    let width = R.min(count - r0);
+                    let width = ROWS.min(count - r0);
                     let w = std::array::from_fn(|r| panel.as_ptr().add((r0 + r.min(width - 1)) * k).cast());
                     let x = x.add(row * k);
                     match height {
-                        3 => tile::<F32, 3>(w, width, x, k, out, row, part.column + n + r0),
-                        2 => tile::<F32, 2>(w, width, x, k, out, row, part.column + n + r0),
-                        _ => tile::<F32, 1>(w, width, x, k, out, row, part.column + n + r0),
+                        3 => tile::<F32, ROWS, 3>(w, width, x, k, out, row, part.column + n + r0),
+                        2 => tile::<F32, ROWS, 2>(w, width, x, k, out, row, part.column + n + r0),
+                        _ => tile::<F32, ROWS, 1>(w, width, x, k, out, row, part.column + n + r0),
                     }
                     r0 += width;
                 }
@@ -111,14 +111,14 @@ unsafe fn rows<D: Decode>(x: &[f32], m: usize, part: &Part, first: usize, last: 
     }
 }
 
-/// Four rows of `W` with all `m` rows of `x`, decoding for each group of up to three.
+/// Four rows of `W` (the first `count` count) with all `m` rows of `x`, at most four.
 ///
 /// # Safety
 /// As [`rows`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tiles<D: Decode>(
-    w: [*const u8; R],
+    w: [*const u8; ROWS],
     count: usize,
     x: *const f32,
     m: usize,
@@ -129,15 +129,39 @@ unsafe fn tiles<D: Decode>(
     // SAFETY: `row` stays below m.
     unsafe {
         match m {
-            1 => tile::<D, 1>(w, count, x, k, out, 0, column),
-            2 => tile::<D, 2>(w, count, x, k, out, 0, column),
-            3 => tile::<D, 3>(w, count, x, k, out, 0, column),
+            1 => tile::<D, ROWS, 1>(w, count, x, k, out, 0, column),
+            2 => tile::<D, ROWS, 2>(w, count, x, k, out, 0, column),
+            3 => tile::<D, ROWS, 3>(w, count, x, k, out, 0, column),
             _ => {
-                tile::<D, 2>(w, count, x, k, out, 0, column);
-                tile::<D, 2>(w, count, x.add(2 * k), k, out, 2, column);
+                tile::<D, 2, 4>([w[0], w[1]], count.min(2), x, k, out, 0, column);
+                if count > 2 {
+                    tile::<D, 2, 4>([w[2], w[3]], count - 2, x, k, out, 0, column + 2);
+                }
             }
         }
     }
+}
+
+/// The body for indices 0 to 3, written out: left as loops, LLVM keeps accumulators in memory.
+macro_rules! unroll {
+    ($i:ident, $body:block) => {{
+        {
+            let $i = 0usize;
+            $body
+        }
+        {
+            let $i = 1usize;
+            $body
+        }
+        {
+            let $i = 2usize;
+            $body
+        }
+        {
+            let $i = 3usize;
+            $body
+        }
+    }};
 }
 
 /// `R` rows of `W` (the first `count` count) with `M` rows of `x` from `x`.
@@ -146,7 +170,7 @@ unsafe fn tiles<D: Decode>(
 /// Every `w` points at a row of `k` elements of format `D`, `x` at `M` rows of `k`; elements
 /// `(row.., column..)` of `out` are the caller's.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<D: Decode, const M: usize>(
+unsafe fn tile<D: Decode, const R: usize, const M: usize>(
     w: [*const u8; R],
     count: usize,
     x: *const f32,
@@ -163,44 +187,55 @@ unsafe fn tile<D: Decode, const M: usize>(
             let heads: [D::Head; R] = std::array::from_fn(|r| D::head(w[r].add(at)));
             for unit in 0..D::BLOCK / 32 {
                 let x = x.add(block * D::BLOCK + unit * 32);
-                for r in 0..R {
-                    let v = D::unit(w[r].add(at), heads[r], unit);
-                    for i in 0..4 {
-                        for m in 0..M {
-                            acc[r][m] =
-                                _mm256_fmadd_ps(v[i], _mm256_loadu_ps(x.add(m * k + 8 * i)), acc[r][m]);
-                        }
+                unroll!(r, {
+                    if r < R {
+                        let v = D::unit(w[r].add(at), heads[r], unit);
+                        unroll!(i, {
+                            unroll!(m, {
+                                if m < M {
+                                    let x = _mm256_loadu_ps(x.add(m * k + 8 * i));
+                                    acc[r][m] = _mm256_fmadd_ps(v[i], x, acc[r][m]);
+                                }
+                            });
+                        });
                     }
-                }
+                });
             }
         }
         // Only the float formats have a rest, since only their block is one element.
         let rest = k % 32;
         if rest > 0 {
             let done = k - rest;
-            let mut padded = [0.0f32; 32];
-            let mut x_rest = [[_mm256_setzero_ps(); 4]; M];
-            for m in 0..M {
+            let mut x_rest = [[0.0f32; 32]; M];
+            for (m, padded) in x_rest.iter_mut().enumerate() {
                 std::ptr::copy_nonoverlapping(x.add(m * k + done), padded.as_mut_ptr(), rest);
-                x_rest[m] = std::array::from_fn(|i| _mm256_loadu_ps(padded.as_ptr().add(8 * i)));
             }
-            for r in 0..R {
-                let bytes = D::BYTES / 32;
-                let mut raw = [0u8; 128];
-                std::ptr::copy_nonoverlapping(w[r].add(done * bytes), raw.as_mut_ptr(), rest * bytes);
-                let v = D::unit(raw.as_ptr(), D::head(raw.as_ptr()), 0);
-                for i in 0..4 {
-                    for m in 0..M {
-                        acc[r][m] = _mm256_fmadd_ps(v[i], x_rest[m][i], acc[r][m]);
-                    }
+            unroll!(r, {
+                if r < R {
+                    let bytes = D::BYTES / 32;
+                    let mut raw = [0u8; 128];
+                    std::ptr::copy_nonoverlapping(w[r].add(done * bytes), raw.as_mut_ptr(), rest * bytes);
+                    let v = D::unit(raw.as_ptr(), D::head(raw.as_ptr()), 0);
+                    unroll!(i, {
+                        unroll!(m, {
+                            if m < M {
+                                let x = _mm256_loadu_ps(x_rest[m].as_ptr().add(8 * i));
+                                acc[r][m] = _mm256_fmadd_ps(v[i], x, acc[r][m]);
+                            }
+                        });
+                    });
                 }
-            }
+            });
         }
-        for r in 0..count {
-            for m in 0..M {
-                out.set(row + m, column + r, fold(acc[r][m]));
+        unroll!(r, {
+            if r < R && r < count {
+                unroll!(m, {
+                    if m < M {
+                        out.set(row + m, column + r, fold(acc[r][m]));
+                    }
+                });
             }
-        }
+        });
     }
 }
 
@@ -382,6 +417,37 @@ impl Decode for Q4_0 {
     }
 }
 
+struct Q5_0;
+impl Decode for Q5_0 {
+    const BLOCK: usize = 32;
+    const BYTES: usize = 22;
+    type Head = __m256;
+    #[inline(always)]
+    unsafe fn head(block: *const u8) -> __m256 {
+        // SAFETY: the block starts with its scale.
+        unsafe { half(block) }
+    }
+    #[inline(always)]
+    unsafe fn unit(block: *const u8, d: __m256, _: usize) -> [__m256; 4] {
+        // SAFETY: four bytes of fifth bits and 16 of nibbles follow the scale.
+        unsafe {
+            let q = load_16(block.add(6));
+            // Each lane of eight tests its own byte's bits: set where the fifth bit is clear, so
+            // that or-ing 0xf0 there subtracts 16.
+            let fifth = _mm_set1_epi32(block.add(2).cast::<i32>().read_unaligned());
+            let bit = _mm_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+            let clear = |bytes: __m128i| {
+                let spread = _mm_and_si128(_mm_shuffle_epi8(fifth, bytes), bit);
+                _mm_and_si128(_mm_cmpeq_epi8(spread, _mm_setzero_si128()), _mm_set1_epi8(-16))
+            };
+            let low = clear(_mm_set_epi64x(0x0101_0101_0101_0101, 0));
+            let high = clear(_mm_set_epi64x(0x0303_0303_0303_0303, 0x0202_0202_0202_0202));
+            let (low, high) = (_mm_or_si128(bits(q, 0, 15), low), _mm_or_si128(bits(q, 4, 15), high));
+            signed_32(low, high).map(|v| _mm256_mul_ps(d, v))
+        }
+    }
+}
+
 /// Scales and minima of a block of Q4_K or Q5_K, broadcast when used.
 #[derive(Clone, Copy)]
 struct Affine {
@@ -502,12 +568,11 @@ impl Decode for Q6K {
     }
 }
 
-/// The rare formats, decoded by the plain code; `ID` is 4 for Q4_1, 5 for Q5_0, 6 for Q5_1.
+/// The rare formats, decoded by the plain code; `ID` is 4 for Q4_1, 6 for Q5_1.
 struct Scalar<const ID: usize>;
 impl<const ID: usize> Scalar<ID> {
     const TY: BlockType = match ID {
         4 => BlockType::Q4_1,
-        5 => BlockType::Q5_0,
         _ => BlockType::Q5_1,
     };
 }

@@ -17,7 +17,8 @@ pub(super) fn encode_blocks(ty: BlockType, values: &[f32], bytes: &mut [u8]) {
         BlockType::Q4_0 => blocks.for_each(|(v, b)| q4_0(v, b)),
         BlockType::Q4K => blocks.for_each(|(v, b)| q4_k(v, b)),
         BlockType::Q6K => blocks.for_each(|(v, b)| q6_k(v, b)),
-        BlockType::Q4_1 | BlockType::Q5_0 | BlockType::Q5_1 | BlockType::Q5K => {
+        BlockType::Q5_0 => blocks.for_each(|(v, b)| q5_0(v, b)),
+        BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q5K => {
             panic!("{} is read, not written", ty.name())
         }
     }
@@ -54,6 +55,22 @@ fn q4_0(v: &[f32], b: &mut [u8]) {
     for j in 0..16 {
         b[2 + j] = nibble(v[j]) | (nibble(v[j + 16]) << 4);
     }
+}
+
+/// As Q4_0 with 32 levels; fifth bits form a mask before the nibbles.
+fn q5_0(v: &[f32], b: &mut [u8]) {
+    let extreme = v.iter().fold(0.0f32, |m, &x| if x.abs() > m.abs() { x } else { m });
+    let d = extreme / -16.0;
+    let id = inverse(d);
+    put_f16(b, 0, d);
+    let level = |x: f32| ((x * id + 16.5) as i32).clamp(0, 31) as u32;
+    let mut fifth = 0u32;
+    for j in 0..16 {
+        let (low, high) = (level(v[j]), level(v[j + 16]));
+        fifth |= (low >> 4) << j | (high >> 4) << (j + 16);
+        b[6 + j] = ((low & 15) | ((high & 15) << 4)) as u8;
+    }
+    b[2..6].copy_from_slice(&fifth.to_le_bytes());
 }
 
 fn q4_k(v: &[f32], b: &mut [u8]) {

@@ -114,7 +114,7 @@ impl BlockType {
     /// Whether [`quantize`] can write it.
     #[must_use]
     pub const fn can_encode(self) -> bool {
-        !matches!(self, Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q5K)
+        !matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q5K)
     }
 }
 

@@ -33,6 +33,7 @@ fn error_of_normal_values_is_what_the_bits_allow() {
         (BlockType::BF16, 2e-3),
         (BlockType::Q8_0, 0.0060),
         (BlockType::Q6K, 0.0180),
+        (BlockType::Q5_0, 0.0450),
         (BlockType::Q4K, 0.0760),
         (BlockType::Q4_0, 0.0900),
     ] {

@@ -3,6 +3,7 @@
 //! `cargo run --release -p intern-train --example step_time -- SHAPE [STEPS]`, SHAPE being
 //! `quickstart` (1M parameters, 16 x 256 tokens) or `peer` (the 32M model and 4 x 512 tokens of
 //! `torch_train_bench.py`). One JSON line per step: seconds by phase, CPU seconds, peak memory.
+//! With `PLAIN_MALLOC=1` the allocator is left as it is.
 
 use std::time::Instant;
 
@@ -27,6 +28,9 @@ fn main() -> Result<()> {
         "peer" => ModelConfig { intermediate_size: 1408, ..config },
         _ => config,
     };
+    if std::env::var_os("PLAIN_MALLOC").is_none() {
+        intern_train::memory::keep_freed_blocks();
+    }
     let model = Transformer::init(&config, 0, &Device::Cpu)?;
     let params = Params::new(model.trainable_vars())?;
     let settings = OptimizerConfig { lr: 1e-4, ..OptimizerConfig::default() };

@@ -9,6 +9,7 @@ pub mod config;
 pub mod data;
 pub mod interrupt;
 pub mod job;
+pub mod memory;
 pub mod optimizer;
 pub mod params;
 pub mod pretrain;

@@ -17,6 +17,7 @@ use crate::config::Plan;
 use crate::data::BatchSource;
 use crate::interrupt;
 use crate::job::Job;
+use crate::memory;
 use crate::optimizer::{AdamW, clip};
 use crate::params::{Gradients, Params};
 use crate::state::{self, State};
@@ -103,6 +104,7 @@ impl<'a> Trainer<'a> {
     ///
     /// A signal saves the state and ends with an error, as does a loss that is no number.
     pub fn train(&mut self, label: &str, source: &dyn BatchSource, valid: &[Batch]) -> Result<Outcome> {
+        memory::keep_freed_blocks();
         let guard = interrupt::Guard::new();
         let start = (Instant::now(), self.state.tokens);
         let progress = Progress::new(label, self.plan.steps - self.state.step, "steps");

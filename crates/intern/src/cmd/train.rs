@@ -1,9 +1,10 @@
 //! `intern train`: pretraining, and conversion between checkpoint layouts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use intern_format::atomic::AtomicDir;
 use intern_model::convert;
 use intern_progress::{clock, human};
 use intern_train::pretrain::{self, Summary};
@@ -139,7 +140,9 @@ pub fn print_rate(tokens: u64, tokens_per_second: f64) {
 }
 
 fn convert_layout(args: &ConvertArgs) -> Result<()> {
-    let (input, out) = (args.input.as_path(), args.out.as_path());
+    let input = args.input.as_path();
+    let new = AtomicDir::create(&args.out)?;
+    let out = new.path();
     if input.is_file() {
         if args.to != Layout::Llama {
             bail!("a llama2.c file becomes the llama layout\nhint: use --to llama, then convert again");
@@ -153,10 +156,7 @@ fn convert_layout(args: &ConvertArgs) -> Result<()> {
             Layout::Internlm2 => convert::llama_to_internlm2(input, out)?,
         }
     }
-    report(out);
+    new.commit()?;
+    println!("checkpoint     {}", args.out.display());
     Ok(())
-}
-
-fn report(out: &Path) {
-    println!("checkpoint     {}", out.display());
 }

@@ -1,0 +1,53 @@
+//! A whole run beside PyTorch's: the same losses, gradient norms and rates, update for update.
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use intern_model::{Batch, Transformer};
+use intern_train::config::PlanArgs;
+use intern_train::params::Params;
+use intern_train::{Job, OptimizerConfig, Plan, ScheduleConfig, Trainer};
+use serde_json::{Value, json};
+
+fn batch(pass: &Value) -> Batch {
+    let rows: Vec<Vec<u32>> = serde_json::from_value(pass["rows"].clone()).unwrap();
+    let mask = serde_json::from_value(pass["mask"].clone()).unwrap();
+    Batch { mask, ..Batch::next_token(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>()) }
+}
+
+#[test]
+fn losses_equal_those_of_torch() {
+    let golden_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/run");
+    let golden: Value = intern_format::atomic::read_json(&golden_dir.join("run.json")).unwrap();
+    let steps = golden["steps"].as_array().unwrap();
+    let optimizer: OptimizerConfig = serde_json::from_value(golden["optimizer"].clone()).unwrap();
+    let warmup_steps = golden["warmup_steps"].as_u64().unwrap();
+    let schedule = ScheduleConfig { warmup_steps, min_lr_ratio: 0.0, ..ScheduleConfig::default() };
+    let plan = Plan::new(&PlanArgs {
+        steps: steps.len() as u64,
+        batch_size: 4,
+        micro_batch: Some(2),
+        eval_every: None,
+        save_every: None,
+        keep_last: 1,
+        optimizer: &optimizer,
+        schedule: &schedule,
+    })
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let job = Job::new("test", &json!({}), &[], dir.path()).unwrap();
+    let model = Transformer::load(&golden_dir, DType::F32, &Device::Cpu).unwrap();
+    let params = Params::new(model.trainable_vars()).unwrap();
+    let mut trainer = Trainer::new(&model, params, &plan, &job).unwrap();
+    for (i, step) in steps.iter().enumerate() {
+        let batches: Vec<Batch> = step["passes"].as_array().unwrap().iter().map(batch).collect();
+        let stats = trainer.step(&batches).unwrap();
+        let check = |what: &str, ours: f64, relative: f64| {
+            let theirs = step[what].as_f64().unwrap();
+            assert!((ours - theirs).abs() <= relative * theirs, "update {i}: {what} {ours}, not {theirs}");
+        };
+        check("lr", stats.lr, 1e-12);
+        check("loss", stats.loss, 1e-4);
+        check("grad_norm", stats.grad_norm, 1e-3);
+    }
+}

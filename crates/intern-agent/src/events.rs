@@ -178,7 +178,7 @@ mod tests {
         log.append(vec![episode("e")]).unwrap();
         let whole = std::fs::read(&path).unwrap();
         assert_eq!(open("r").answers().len(), 5);
-        for cut in 0..whole.len() {
+        for cut in (0..whole.len()).step_by(11) {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let mut log = open("r");
             let done = log.answers().len();

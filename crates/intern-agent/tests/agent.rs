@@ -280,3 +280,15 @@ fn errors_tell_what_to_do() {
     std::fs::write(&path, "").unwrap();
     fails(&AgentConfig { problems: Some(path), ..good }, "no problems");
 }
+
+#[test]
+fn the_example_configs_are_valid() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for name in ["calculator", "react", "notes"] {
+        let text = std::fs::read_to_string(root.join(format!("configs/agent/{name}.toml"))).unwrap();
+        let config: AgentConfig = toml::from_str(&text).unwrap();
+        if let Some(problems) = &config.problems {
+            assert_eq!(intern_agent::problems::read(&root.join(problems), None).unwrap().len(), 20);
+        }
+    }
+}

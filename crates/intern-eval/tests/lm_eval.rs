@@ -274,3 +274,18 @@ fn errors_name_file_and_field() {
         .unwrap();
     fails(good.to_string(), &["d.jsonl", "line 2"]);
 }
+
+#[test]
+fn the_example_configs_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("configs/eval/example.toml")).unwrap();
+    let mut config: EvalConfig = toml::from_str(&text).unwrap();
+    for task in &mut config.tasks {
+        *task = root.join(&task);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let summary = run(&config, &Hash::new(usize::MAX), dir.path()).unwrap();
+    assert_eq!(summary.0["n-samples"]["mental_arithmetic"]["effective"], 50);
+    let gsm8k = intern_eval::tasks::yaml::YamlFile::read(&root.join("configs/eval/gsm8k.yaml")).unwrap();
+    assert_eq!(intern_eval::tasks::spec::TaskSpec::new(&gsm8k).unwrap().filters.len(), 2);
+}

@@ -9,11 +9,15 @@ use toml::{Table, Value};
 
 /// Reads `path`, applies `sets` (`a.b=value`), and resolves it into `T`.
 pub fn load<T: DeserializeOwned>(path: &Path, sets: &[String]) -> Result<T> {
+    resolve(read(path)?, sets, &path.display().to_string())
+}
+
+/// Reads `path` as it stands.
+pub fn read(path: &Path) -> Result<Table> {
     let text = std::fs::read_to_string(path).with_context(|| {
         format!("cannot read the config {}\nhint: complete examples are in configs/", path.display())
     })?;
-    let table: Table = text.parse().with_context(|| format!("{} is not valid TOML", path.display()))?;
-    resolve(table, sets, &path.display().to_string())
+    text.parse().with_context(|| format!("{} is not valid TOML", path.display()))
 }
 
 /// Applies `sets` to `table` and resolves it into `T`; `origin` names the file in errors.

@@ -8,14 +8,19 @@ use intern_lm::LanguageModel;
 use intern_lm::remote::Remote;
 use toml::{Table, Value};
 
-/// Opens `model`; `adapter` is merged into local weights.
+/// Opens `model`; `adapter` is merged into local weights. A URL may name one of a server's
+/// models after `#`: `https://host/v1#name`.
 pub fn open(model: &str, adapter: Option<&Path>, engine: &EngineConfig) -> Result<Box<dyn LanguageModel>> {
     if model.starts_with("http://") || model.starts_with("https://") {
         if adapter.is_some() {
             bail!("an adapter can only be loaded into a local model, and {model} is a URL");
         }
         let key = std::env::var("OPENAI_API_KEY").ok();
-        return Ok(Box::new(Remote::new(model, None, key)?));
+        let (url, name) = match model.split_once('#') {
+            Some((url, name)) => (url, Some(name.to_string())),
+            None => (model, None),
+        };
+        return Ok(Box::new(Remote::new(url, name, key)?));
     }
     Ok(Box::new(Engine::load(Path::new(model), adapter, engine)?))
 }
@@ -34,4 +39,18 @@ pub fn from_config(config: &mut Table, origin: &str) -> Result<Box<dyn LanguageM
         _ => EngineConfig::default(),
     };
     open(&model, adapter.as_deref().map(Path::new), &engine)
+}
+
+/// Content hash of the model and adapter that `config` names, so that results of other weights
+/// under the same name are not continued; `None` for a URL.
+pub fn fingerprint(config: &Table) -> Result<Option<String>> {
+    let mut hashes = Vec::new();
+    for key in ["model", "adapter"] {
+        if let Some(Value::String(path)) = config.get(key)
+            && Path::new(path).exists()
+        {
+            hashes.push(intern_format::provenance::hash_path(Path::new(path))?);
+        }
+    }
+    Ok((!hashes.is_empty()).then(|| hashes.join(" ")))
 }

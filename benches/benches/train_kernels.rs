@@ -1,7 +1,8 @@
 //! Training on the CPU: seconds of each kernel, and tokens per second of a whole step, beside the
 //! same model written with candle's own differentiable operations.
 //!
-//! `cargo bench -p intern-benches --bench train_kernels [-- HIDDEN LAYERS VOCAB T B]`
+//! `cargo bench -p intern-benches --bench train_kernels [-- HIDDEN LAYERS VOCAB T B] [ours]`
+//! (`ours` leaves out the slow peer)
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use intern_kernels::train::{adamw, attention, cross_entropy, gemm, rms_norm, swiglu};
@@ -183,7 +184,9 @@ fn steps(config: &ModelConfig, b: usize, t: usize) {
             losses[losses.len() - 1],
         );
     };
-    run("candle alone", &|model| primitive_loss(model, &batch));
+    if !std::env::args().any(|a| a == "ours") {
+        run("candle alone", &|model| primitive_loss(model, &batch));
+    }
     run("our operations", &|model| Ok(model.loss(&batch)?.sum));
 }
 

@@ -24,8 +24,9 @@ const LEVELS: &[(&str, u32)] = &[
     ("intern", 5),
 ];
 
-/// Where `cfg(feature)` may stand.
-const FEATURES_IN: &[&str] = &["crates/intern-kernels/", "crates/intern-comm/", "crates/intern-model/src/device.rs"];
+/// Where features may be asked for.
+const FEATURES_IN: &[&str] =
+    &["crates/intern-kernels/", "crates/intern-comm/", "crates/intern-model/src/device.rs"];
 
 /// No file is longer.
 const MAX_LINES: usize = 800;

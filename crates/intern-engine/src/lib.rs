@@ -1,1 +1,24 @@
-//! intern-engine
+//! Inference on the CPU: stored weights, a paged KV cache, continuous batching, sampling.
+//!
+//! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
+//! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
+//! `sampler` chooses, `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load
+//! checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
+//! [`intern_lm::LanguageModel`]. Speaks no HTTP.
+
+pub mod block_manager;
+mod engine;
+mod gguf_model;
+mod lm;
+pub mod quantize;
+mod rope;
+mod runner;
+mod sampler;
+pub mod scheduler;
+mod score;
+pub mod sequence;
+mod text;
+mod weights;
+mod worker;
+
+pub use engine::{Engine, EngineConfig, EngineRequest, Event, Listener, Stats, TokenScore};

@@ -94,9 +94,10 @@ pub struct Preference {
 /// Reads conversations from a `.jsonl` or `.json` file (also `.gz`, `.zst`).
 ///
 /// Shapes: OpenAI `messages`, a bare list of messages, ShareGPT `conversations`, XTuner
-/// `conversation`, Alpaca `instruction`, and `prompt` with a completion.
+/// `conversation`, Alpaca `instruction` (or self-instruct's `instances`), and `prompt` with a
+/// `completion` or `question` with an `answer`. Images, audio and video are refused.
 pub fn open(path: &Path) -> Result<Vec<Conversation>> {
-    read(path, shapes::conversation)
+    Ok(read(path, shapes::conversations)?.into_iter().flatten().collect())
 }
 
 /// Reads preference pairs: `chosen` and `rejected` beside a prompt in any of [`open`]'s shapes,
@@ -162,6 +163,3 @@ fn object_or_json_string<'de, D: serde::Deserializer<'de>>(d: D) -> std::result:
         value => Ok(value),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -256,6 +256,3 @@ impl DocumentWriter {
         Ok(self.count)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -158,6 +158,3 @@ impl GgmlType {
         (elements / self.block_size()).checked_mul(self.block_bytes())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -106,6 +106,9 @@ impl Index {
         };
         let (sequences, boundaries) = (u64_at(b, 18), u64_at(b, 26));
         let needed = u128::from(sequences) * 12 + u128::from(boundaries) * 8 + HEADER as u128;
+        if sequences > 0 && needed + u128::from(sequences) == b.len() as u128 {
+            return Err(Error::unsupported(path, "a multimodal shard (a mode per sequence)"));
+        }
         if needed != b.len() as u128 {
             let expected =
                 format!("{needed} bytes for {sequences} sequences and {boundaries} document boundaries");

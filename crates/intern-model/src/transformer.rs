@@ -14,6 +14,7 @@ use crate::rope::rope_tables;
 use crate::weights::{QkvNames, layer_names, outer_names};
 use candle_core::{Device, Result, Tensor, Var};
 use intern_kernels::train::attention::Shape;
+use intern_kernels::train::memory::keep_freed_memory;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -148,6 +149,8 @@ impl Transformer {
     ///
     /// Gradients of the head are taken along the way; for validation use [`Self::eval_loss`].
     pub fn loss(&self, batch: &Batch) -> Result<LossSum> {
+        // Whoever asks for this loss repeats it: the step's buffers should stay mapped.
+        keep_freed_memory();
         let hidden = self.hidden(batch)?;
         let sum = ops::linear_cross_entropy(&hidden, &self.head, batch)?;
         Ok(LossSum { sum, count: batch.num_targets() })

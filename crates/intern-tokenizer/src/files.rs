@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 
 use crate::tokenizer::{Special, Tokenizer, library_error};
+use crate::{sentencepiece, spm, tiktoken};
 
 impl Tokenizer {
     /// Reads a tokenizer: a checkpoint directory, or a `tokenizer.json`, SentencePiece
@@ -44,6 +45,9 @@ impl Tokenizer {
         let mut text = self.library().to_string(true).map_err(library_error)?;
         text.push('\n');
         write(&dir.join("tokenizer.json"), &text)?;
+        if let Some(model) = self.model_file() {
+            intern_format::atomic::write_atomic(&dir.join("tokenizer.model"), model)?;
+        }
         let mut text = serde_json::to_string_pretty(&self.settings())?;
         text.push('\n');
         write(&dir.join("tokenizer_config.json"), &text)
@@ -125,6 +129,9 @@ fn extension(path: &Path) -> &str {
 
 /// Reads a file by what it holds; the name only decides where contents cannot.
 fn read(file: &Path, settings: &Settings) -> Result<Tokenizer> {
+    if extension(file) == "gguf" {
+        return Tokenizer::from_gguf(&intern_format::gguf::Gguf::open(file)?);
+    }
     let bytes = std::fs::read(file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     let first = bytes.iter().find(|b| !b.is_ascii_whitespace());
@@ -135,14 +142,33 @@ fn read(file: &Path, settings: &Settings) -> Result<Tokenizer> {
             )
         })?;
         let special = settings.special(|token| library.token_to_id(token).is_some());
-        return Tokenizer::new(library, special, settings.config.clone());
+        let tokenizer = Tokenizer::new(library, special, settings.config.clone())?;
+        let sibling = file.with_file_name("tokenizer.model");
+        return match std::fs::read(sibling)
+            .ok()
+            .and_then(|b| Some((sentencepiece::Model::parse(&b).ok()?, b)))
+        {
+            Some((model, bytes)) => spm::attach(tokenizer, model, bytes),
+            None => Ok(tokenizer),
+        };
     }
-    bail!("{name}: not a tokenizer.json")
+    if extension(file) == "tiktoken" || tiktoken::looks_like_ranks(&bytes) {
+        return tiktoken::read(&name, &bytes, settings);
+    }
+    match sentencepiece::Model::parse(&bytes) {
+        Ok(model) => spm::tokenizer(model, Some(bytes), settings),
+        Err(error) if name.contains(".model") => Err(error),
+        Err(_) => bail!(
+            "neither a tokenizer.json, a SentencePiece model nor tiktoken ranks\n\
+             hint: the format is told by the contents and by .json, .model, .tiktoken, .gguf"
+        ),
+    }
 }
 
 /// What stands beside a tokenizer file.
-struct Settings {
-    config: Map<String, Value>,
+#[derive(Default)]
+pub(crate) struct Settings {
+    pub(crate) config: Map<String, Value>,
     template: Option<String>,
 }
 
@@ -163,8 +189,12 @@ impl Settings {
         Ok(Self { config, template })
     }
 
+    pub(crate) fn flag(&self, name: &str) -> Option<bool> {
+        self.config.get(name)?.as_bool()
+    }
+
     /// The roles the settings name, where they name any.
-    fn special(&self, known: impl Fn(&str) -> bool) -> Option<Special> {
+    pub(crate) fn special(&self, known: impl Fn(&str) -> bool) -> Option<Special> {
         let role = |name: &str| match self.config.get(name)? {
             Value::String(token) => Some(token.clone()),
             Value::Object(token) => Some(token.get("content")?.as_str()?.to_string()),

@@ -12,9 +12,13 @@
 mod chat;
 mod decode;
 mod files;
+mod gguf;
 
 pub mod internlm2;
 mod pretokenizer;
+pub mod sentencepiece;
+mod spm;
+mod tiktoken;
 
 mod tokenizer;
 pub mod train;

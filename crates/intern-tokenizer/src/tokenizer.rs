@@ -11,6 +11,10 @@ use serde_json::{Map, Value};
 
 use crate::chat::ChatTemplate;
 use crate::decode::{Decoding, StreamDecoder};
+use crate::{sentencepiece, spm};
+
+/// Start and end of a token's text, in bytes.
+type Span = (usize, usize);
 
 /// The tokens that play a role, by their text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,7 +74,12 @@ struct Inner {
     bytes: Vec<Option<Box<[u8]>>>, // by id; None where the vocabulary has a hole
     is_special: Vec<bool>,         // by id
     special: Special,
-    adds_bos: bool,
+    before: Vec<u32>, // what `add_special` puts in front of a text
+    after: Vec<u32>,  // and behind it
+    /// SentencePiece models are encoded by us; see [`spm`].
+    exact: Option<spm::Encoder>,
+    /// The `.model` file, so that saving keeps it.
+    model_file: Option<Vec<u8>>,
     /// `tokenizer_config.json` as read, so saving keeps what we do not interpret.
     config: Map<String, Value>,
 }
@@ -112,17 +121,50 @@ impl Tokenizer {
         let mut is_special = vec![false; size];
         for &id in vocab.values() {
             if let Some(token) = library.id_to_token(id) {
+                // Added tokens are plain text, never spelled bytes.
+                let decoding = if added.contains_key(&id) && decoding == Decoding::ByteLevel {
+                    Decoding::Other
+                } else {
+                    decoding
+                };
                 bytes[id as usize] = Some(decoding.bytes(&token).into_boxed_slice());
                 is_special[id as usize] = added.get(&id).is_some_and(|t| t.special);
             }
         }
         let special = special.unwrap_or_else(|| Special::guess(|name| library.token_to_id(name).is_some()));
-        let bos = special.bos.as_ref().and_then(|t| library.token_to_id(t));
-        let opened = library.encode_fast("a", true).map_err(library_error)?;
-        let adds_bos = bos.is_some() && opened.get_ids().first().copied() == bos;
-        let inner =
-            Inner { library, plain: OnceLock::new(), decoding, bytes, is_special, special, adds_bos, config };
+        let encode = |special| library.encode_fast("a", special).map_err(library_error);
+        let (bare, dressed) = (encode(false)?.get_ids().to_vec(), encode(true)?.get_ids().to_vec());
+        let at = dressed.windows(bare.len().max(1)).position(|ids| ids == bare).unwrap_or(0);
+        let (before, after) =
+            (dressed[..at].to_vec(), dressed[dressed.len().min(at + bare.len())..].to_vec());
+        let inner = Inner {
+            library,
+            plain: OnceLock::new(),
+            decoding,
+            bytes,
+            is_special,
+            special,
+            before,
+            after,
+            exact: None,
+            model_file: None,
+            config,
+        };
         Ok(Self { inner: Arc::new(inner), template: None })
+    }
+
+    /// Encodes by the SentencePiece model that the pipeline was made from.
+    pub(crate) fn with_sentencepiece(
+        self,
+        model: sentencepiece::Model,
+        file: Option<Vec<u8>>,
+    ) -> Result<Self> {
+        let mut inner = Arc::into_inner(self.inner).expect("called before sharing");
+        let added = inner.library.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
+        inner.exact = Some(spm::Encoder::new(model, special)?);
+        inner.model_file = file;
+        Ok(Self { inner: Arc::new(inner), template: self.template })
     }
 
     /// Encodes text; special tokens written in it are recognised.
@@ -132,8 +174,14 @@ impl Tokenizer {
     /// # Errors
     /// Fails when the vocabulary cannot express the text and has no unknown token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.library.encode_fast(text, add_special).map_err(library_error)?;
-        Ok(encoding.get_ids().to_vec())
+        let inner = &*self.inner;
+        let Some(exact) = &inner.exact else {
+            let encoding = inner.library.encode_fast(text, add_special).map_err(library_error)?;
+            return Ok(encoding.get_ids().to_vec());
+        };
+        let encoded = exact.encode(text, true);
+        let (before, after) = if add_special { (&*inner.before, &*inner.after) } else { (&[][..], &[][..]) };
+        Ok(before.iter().copied().chain(encoded.iter().map(|e| e.0)).chain(after.iter().copied()).collect())
     }
 
     /// Encodes many texts on all cores; results in order.
@@ -150,6 +198,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(exact) = &self.inner.exact {
+            return Ok(exact.encode(text, false).into_iter().map(|e| e.0).collect());
+        }
         let plain = self.inner.plain.get_or_init(|| {
             let mut library = self.inner.library.clone();
             library.set_encode_special_tokens(true);
@@ -159,7 +210,10 @@ impl Tokenizer {
     }
 
     /// Encodes text and says which bytes of it each token covers (start, end).
-    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Span>)> {
+        if let Some(exact) = &self.inner.exact {
+            return Ok(exact.encode(text, true).into_iter().unzip());
+        }
         let encoding = self.inner.library.encode(text, false).map_err(library_error)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
@@ -170,11 +224,11 @@ impl Tokenizer {
     /// # Errors
     /// Fails when the tokenizer's own decoder does.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let mut stream = self.stream(skip_special);
-        let mut text = String::new();
         if self.inner.decoding == Decoding::Other {
             return self.decode_by_library(ids, skip_special);
         }
+        let mut stream = self.stream(skip_special);
+        let mut text = String::new();
         for &id in ids {
             text.extend(stream.push(id)?);
         }
@@ -274,7 +328,7 @@ impl Tokenizer {
     /// Whether `encode(_, true)` puts BOS in front.
     #[must_use]
     pub fn adds_bos(&self) -> bool {
-        self.inner.adds_bos
+        self.bos_id().is_some_and(|bos| self.inner.before.first() == Some(&bos))
     }
 
     /// Whether an id is a special token (left out by `decode(_, true)`).
@@ -307,6 +361,15 @@ impl Tokenizer {
 
     pub(crate) fn decoding(&self) -> Decoding {
         self.inner.decoding
+    }
+
+    /// The SentencePiece model it was made from, if it was.
+    pub(crate) fn sentencepiece(&self) -> Option<&sentencepiece::Model> {
+        self.inner.exact.as_ref().map(spm::Encoder::model)
+    }
+
+    pub(crate) fn model_file(&self) -> Option<&[u8]> {
+        self.inner.model_file.as_deref()
     }
 
     pub(crate) fn library(&self) -> &tokenizers::Tokenizer {

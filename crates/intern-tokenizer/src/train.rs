@@ -140,13 +140,28 @@ pub(crate) fn added_token(id: u32, content: &str, special: bool) -> Value {
 
 /// A post-processor that puts BOS in front, if there is one.
 pub(crate) fn bos_processor(bos: Option<(&str, u32)>) -> Value {
-    let Some((token, id)) = bos else { return Value::Null };
-    let text = |s: &str, type_id: u32| json!({"Sequence": {"id": s, "type_id": type_id}});
-    let bos = |type_id: u32| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+    template_processor(bos, None)
+}
+
+/// A post-processor that puts tokens before and after a text.
+pub(crate) fn template_processor(before: Option<(&str, u32)>, after: Option<(&str, u32)>) -> Value {
+    if before.is_none() && after.is_none() {
+        return Value::Null;
+    }
+    let part = |text: &str, type_id: u32| -> Vec<Value> {
+        let special = |(token, _): (&str, u32)| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+        let text = json!({"Sequence": {"id": text, "type_id": type_id}});
+        before.map(special).into_iter().chain([text]).chain(after.map(special)).collect()
+    };
+    let tokens = before.into_iter().chain(after);
+    let tokens: Map<String, Value> = tokens
+        .map(|(token, id)| (token.to_string(), json!({"id": token, "ids": [id], "tokens": [token]})))
+        .collect();
+    let pair = [part("A", 0), part("B", 1)].concat();
     json!({
         "type": "TemplateProcessing",
-        "single": [bos(0), text("A", 0)],
-        "pair": [bos(0), text("A", 0), bos(1), text("B", 1)],
-        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+        "single": part("A", 0),
+        "pair": pair,
+        "special_tokens": tokens,
     })
 }

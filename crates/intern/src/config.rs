@@ -65,7 +65,9 @@ fn explain(error: &toml::de::Error, origin: &str) -> anyhow::Error {
             .map(|(_, k)| k);
         return match nearest {
             Some(k) => anyhow::anyhow!("{origin}: unknown key `{unknown}`\nhint: did you mean `{k}`?"),
-            None => anyhow::anyhow!("{origin}: unknown key `{unknown}`\nhint: known keys: {}", known.join(", ")),
+            None => {
+                anyhow::anyhow!("{origin}: unknown key `{unknown}`\nhint: known keys: {}", known.join(", "))
+            }
         };
     }
     anyhow::anyhow!("{origin}: {message}\nhint: docs/config.md lists every key with its type")

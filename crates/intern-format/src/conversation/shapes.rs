@@ -42,13 +42,44 @@ impl Mismatch {
     }
 }
 
-/// One record in any shape.
-pub(super) fn conversation(record: Value) -> Result<Conversation> {
-    let mut fields = match record {
-        Value::Array(messages) => return finish(openai(messages, "message")?, Vec::new()),
-        Value::Object(fields) => fields,
-        other => return Err(Mismatch::new("", "a conversation object", brief(&other))),
-    };
+/// One record in any shape. Only self-instruct's several `instances` make several conversations.
+pub(super) fn conversations(record: Value) -> Result<Vec<Conversation>> {
+    match record {
+        Value::Object(mut fields) => match fields.shift_remove("instances") {
+            Some(Value::Array(instances)) if fields.contains_key("instruction") => instances
+                .into_iter()
+                .enumerate()
+                .map(|(i, instance)| {
+                    let Value::Object(instance) = instance else {
+                        let place = format!("instances[{i}]");
+                        return Err(Mismatch::new(
+                            place,
+                            "an object with `input` and `output`",
+                            brief(&instance),
+                        ));
+                    };
+                    let mut fields = fields.clone();
+                    fields.extend(instance);
+                    conversation(fields)
+                })
+                .collect(),
+            Some(instances) => {
+                fields.insert("instances".into(), instances);
+                Ok(vec![conversation(fields)?])
+            }
+            None => Ok(vec![conversation(fields)?]),
+        },
+        Value::Array(messages) => Ok(vec![finish(openai(messages, "message")?, Vec::new())?]),
+        other => Err(Mismatch::new("", "a conversation object", brief(&other))),
+    }
+}
+
+fn conversation(mut fields: Map<String, Value>) -> Result<Conversation> {
+    for key in ["images", "videos", "audios"] {
+        if fields.get(key).and_then(Value::as_array).is_some_and(|list| !list.is_empty()) {
+            return Err(Mismatch::new(key, "text only", "a list of files"));
+        }
+    }
     let tools = tools(fields.shift_remove("tools").unwrap_or(Value::Null))
         .map_err(|found| Mismatch::new("tools", "a list of tools, or one as JSON text", found))?;
     let messages = messages(&mut fields)?;
@@ -86,7 +117,7 @@ fn messages(fields: &mut Map<String, Value>) -> Result<Vec<Message>> {
     if fields.contains_key("instruction") {
         return alpaca(fields);
     }
-    if fields.contains_key("prompt") {
+    if fields.contains_key("prompt") || fields.contains_key("question") {
         return prompt_completion(fields);
     }
     let keys: Vec<&str> = fields.keys().map(String::as_str).collect();
@@ -301,10 +332,11 @@ fn alpaca(fields: &mut Map<String, Value>) -> Result<Vec<Message>> {
     Ok(messages)
 }
 
-/// TRL: `prompt` and `completion`, each text or messages; also `response`.
+/// TRL: `prompt` and `completion`, each text or messages; also `response`, and `question` with `answer`.
 fn prompt_completion(fields: &mut Map<String, Value>) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
-    for (keys, role) in [(&["prompt"][..], "user"), (&["completion", "response"][..], "assistant")] {
+    let answers = &["completion", "response", "answer", "std_answer"][..];
+    for (keys, role) in [(&["prompt", "question"][..], "user"), (answers, "assistant")] {
         for key in keys {
             if let Some(value) = fields.shift_remove(*key) {
                 messages.extend(turns(value, role, key)?);

@@ -4,12 +4,14 @@
 //! and cleaning text costs far more than reading it.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::WriterProperties;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::writer::SerializedFileWriter;
@@ -45,7 +47,9 @@ fn damaged(path: &Path, at: &str, error: &ParquetError) -> Error {
 
 pub(super) fn open(path: &Path) -> Result<Documents> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let reader = SerializedFileReader::new(file).map_err(|e| damaged(path, "footer", &e))?;
+    let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    let reader = guard(path, "footer", || SerializedFileReader::new(file))?;
+    check_columns(path, reader.metadata(), length)?;
     let schema = reader.metadata().file_metadata().schema();
     let columns: Vec<&str> = schema.get_fields().iter().map(|f| f.name()).collect();
     if !columns.iter().any(|c| matches!(*c, "text" | "content")) {
@@ -53,14 +57,51 @@ pub(super) fn open(path: &Path) -> Result<Documents> {
         return Err(Error::corrupt(path, "schema", "a column `text`", found)
             .with_hint("rename the column that holds the text to `text`"));
     }
-    let rows = RowIter::from_file_into(Box::new(reader));
+    let rows = guard(path, "schema", || Ok(RowIter::from_file_into(Box::new(reader))))?;
     Ok(Box::new(Rows { path: path.to_path_buf(), rows, row: 0, failed: false }))
+}
+
+/// Runs the Parquet crate, which answers some damage with a panic, and turns either into an error.
+fn guard<T>(path: &Path, at: &str, f: impl FnOnce() -> std::result::Result<T, ParquetError>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(result) => result.map_err(|e| damaged(path, at, &e)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("damaged data");
+            Err(damaged(path, at, &ParquetError::General(text.to_string())))
+        }
+    }
+}
+
+/// Every column chunk lies within the file, so that a damaged footer asks for no absurd read.
+fn check_columns(path: &Path, metadata: &ParquetMetaData, length: u64) -> Result<()> {
+    for (i, group) in metadata.row_groups().iter().enumerate() {
+        for column in group.columns() {
+            let start = column.dictionary_page_offset().unwrap_or_else(|| column.data_page_offset());
+            let size = column.compressed_size();
+            let end =
+                u64::try_from(start).ok().zip(u64::try_from(size).ok()).and_then(|(a, b)| a.checked_add(b));
+            if end.is_none_or(|end| end > length) || column.data_page_offset() < 0 {
+                let at = format!("row group {}, column `{}`", i + 1, column.column_path());
+                let found = format!("{size} bytes at {start}");
+                return Err(Error::corrupt(
+                    path,
+                    at,
+                    format!("data within the file's {length} bytes"),
+                    found,
+                )
+                .with_hint("the file may be damaged or cut short; fetch it again"));
+            }
+        }
+    }
+    Ok(())
 }
 
 struct Rows {
     path: PathBuf,
     rows: RowIter<'static>,
     row: usize,
+    /// Nothing is read after an error; the crate's state is unknown then.
     failed: bool,
 }
 
@@ -71,12 +112,13 @@ impl Iterator for Rows {
         if self.failed {
             return None;
         }
-        let row = self.rows.next()?;
         self.row += 1;
         let at = format!("row {}", self.row);
-        let document = match row {
-            Ok(row) => from_fields(&self.path, object(row), self.row, &at),
-            Err(e) => Err(damaged(&self.path, &at, &e)),
+        let rows = &mut self.rows;
+        let document = match guard(&self.path, &at, || rows.next().transpose()) {
+            Ok(None) => return None,
+            Ok(Some(row)) => from_fields(&self.path, object(row), self.row, &at),
+            Err(e) => Err(e),
         };
         self.failed = document.is_err();
         Some(document)

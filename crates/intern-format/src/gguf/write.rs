@@ -91,6 +91,9 @@ impl GgufWriter {
 
     /// Writes the whole of the next declared tensor, which must be `name`.
     pub fn write_tensor(&mut self, name: &str, data: &[u8]) -> Result<()> {
+        if data.is_empty() && self.tensors.iter().any(|info| info.name == name && info.nbytes == 0) {
+            return self.append(data);
+        }
         let (next, done) = self.progress.unwrap_or((0, 0));
         let Some(info) = self.tensors.get(next).filter(|info| info.name == name && done == 0) else {
             let expected =

@@ -1,3 +1,5 @@
+//! Agreement of the kernels with their plain references.
+
 use super::*;
 use crate::rng::Rng;
 

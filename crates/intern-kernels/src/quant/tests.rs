@@ -1,3 +1,5 @@
+//! The block codecs against their definitions.
+
 use proptest::prelude::*;
 
 use super::*;

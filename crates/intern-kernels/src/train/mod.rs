@@ -14,6 +14,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod gemm;
 pub mod math;
+pub mod memory;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

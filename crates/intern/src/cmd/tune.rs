@@ -124,7 +124,11 @@ fn print_summary(s: &Summary) {
     println!("conversations  {} ({} left out)", s.data.conversations, s.data.dropped + s.data.untrained);
     println!("steps          {}", s.steps);
     println!("tokens         {}", human(s.tokens as f64));
-    println!("parameters     {} of {} trained", human(s.trained_parameters as f64), human(s.parameters as f64));
+    println!(
+        "parameters     {} of {} trained",
+        human(s.trained_parameters as f64),
+        human(s.parameters as f64)
+    );
     print_losses(s.train_loss, s.first_valid_loss, s.valid_loss);
     print_rate(s.tokens, s.tokens_per_second);
     if let Some(adapter) = &s.adapter {

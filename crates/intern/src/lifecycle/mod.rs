@@ -43,7 +43,11 @@ struct StepOutcome {
 pub fn run(recipe: &Recipe, only: &[String], quiet: bool) -> Result<Outcome> {
     if let Some(unknown) = only.iter().find(|name| recipe.step(name).is_none()) {
         let names: Vec<&str> = recipe.steps.iter().map(|s| s.name.as_str()).collect();
-        bail!("{}: there is no step `{unknown}`\nhint: its steps are {}", recipe.path.display(), names.join(", "));
+        bail!(
+            "{}: there is no step `{unknown}`\nhint: its steps are {}",
+            recipe.path.display(),
+            names.join(", ")
+        );
     }
     std::fs::create_dir_all(&recipe.out)
         .with_context(|| format!("cannot create the output directory {}", recipe.out.display()))?;

@@ -122,10 +122,7 @@ impl Recipe {
                 Value::Array(items.into_iter().map(|v| self.fill(v, reads)).collect::<Result<_>>()?)
             }
             Value::Table(table) => Value::Table(
-                table
-                    .into_iter()
-                    .map(|(k, v)| Ok((k, self.fill(v, reads)?)))
-                    .collect::<Result<_>>()?,
+                table.into_iter().map(|(k, v)| Ok((k, self.fill(v, reads)?))).collect::<Result<_>>()?,
             ),
             other => other,
         })
@@ -135,7 +132,9 @@ impl Recipe {
         let Some((before, rest)) = text.split_once('{') else { return Ok(text.to_string()) };
         let Some((name, after)) = rest.split_once('}') else { return Ok(text.to_string()) };
         let Some(step) = self.step(name) else {
-            bail!("\"{text}\" names `{name}`, which is no earlier step\nhint: a step can only read steps above it");
+            bail!(
+                "\"{text}\" names `{name}`, which is no earlier step\nhint: a step can only read steps above it"
+            );
         };
         if !reads.contains(&step.name) {
             reads.push(step.name.clone());
@@ -197,7 +196,9 @@ fn set_in_step(table: &mut Table, set: &str, path: &Path) -> Result<()> {
         bail!("--set {set}: {} has no step `{name}`", path.display());
     };
     let config = step.entry("config").or_insert_with(|| Value::Table(Table::new()));
-    let Value::Table(config) = config else { bail!("{}: config of step `{name}` is not a table", path.display()) };
+    let Value::Table(config) = config else {
+        bail!("{}: config of step `{name}` is not a table", path.display())
+    };
     crate::config::apply(config, rest)
 }
 

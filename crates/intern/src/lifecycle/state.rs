@@ -143,7 +143,8 @@ impl Lock {
     /// Takes the lock of `out`.
     pub fn take(out: &Path) -> Result<Self> {
         let path = out.join(".lock");
-        let file = std::fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        let file =
+            std::fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         if file.try_lock().is_err() {
             bail!(
                 "another `intern run` is writing to {}\nhint: wait for it, or choose another directory with --out",

@@ -58,7 +58,8 @@ pub fn lines(series: &[Series], x_label: &str) -> String {
     );
     let mut legend_x = LEFT;
     for (s, colour) in series.iter().zip(COLOURS.iter().cycle()) {
-        let path: Vec<String> = s.points.iter().map(|(x, y)| format!("{:.1},{:.1}", px(*x), py(*y))).collect();
+        let path: Vec<String> =
+            s.points.iter().map(|(x, y)| format!("{:.1},{:.1}", px(*x), py(*y))).collect();
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\" stroke-linejoin=\"round\"/>\
@@ -78,7 +79,8 @@ pub fn lines(series: &[Series], x_label: &str) -> String {
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let raw = ((high - low) / 4.0).max(1e-9);
     let magnitude = 10f64.powf(raw.log10().floor());
-    let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * magnitude).find(|s| *s >= raw).unwrap_or(raw);
+    let step =
+        [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|m| m * magnitude).find(|s| *s >= raw).unwrap_or(raw);
     let first = (low / step).ceil() as i64;
     let last = (high / step + 1e-9).floor() as i64;
     // Multiply rather than add, and round away the last bits, so labels print short.

@@ -26,7 +26,9 @@ fn json_lines(path: &Path) -> Result<Vec<Value>> {
         return Ok(Vec::new());
     }
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    text.lines().map(|l| serde_json::from_str(l).with_context(|| format!("reading {}", path.display()))).collect()
+    text.lines()
+        .map(|l| serde_json::from_str(l).with_context(|| format!("reading {}", path.display())))
+        .collect()
 }
 
 /// A table of every metric of every evaluation and agent run.
@@ -34,10 +36,16 @@ pub fn scores(recipe: &Recipe) -> Result<String> {
     let mut rows = String::new();
     for step in of(recipe, "agent run") {
         let Some(results) = json(&recipe.dir(step).join("results.json"))? else { continue };
-        let (correct, total) = (results["correct"].as_u64().unwrap_or(0), results["total"].as_u64().unwrap_or(0));
+        let (correct, total) =
+            (results["correct"].as_u64().unwrap_or(0), results["total"].as_u64().unwrap_or(0));
         if total > 0 {
             let share = 100.0 * correct as f64 / total as f64;
-            row(&mut rows, &step.name, "agent: problems solved", &format!("{share:.1} % ({correct} of {total})"));
+            row(
+                &mut rows,
+                &step.name,
+                "agent: problems solved",
+                &format!("{share:.1} % ({correct} of {total})"),
+            );
         }
     }
     for step in of(recipe, "eval run") {
@@ -145,7 +153,8 @@ pub fn transcript(recipe: &Recipe) -> Result<String> {
     }
     let Some((_, step)) = best else { return Ok(String::new()) };
     let events = json_lines(&recipe.dir(step).join("events.jsonl"))?;
-    let Some(problem) = events.iter().find(|e| e["correct"].as_bool() == Some(true)).map(|e| e["problem"].clone())
+    let Some(problem) =
+        events.iter().find(|e| e["correct"].as_bool() == Some(true)).map(|e| e["problem"].clone())
     else {
         return Ok(String::new());
     };
@@ -160,11 +169,7 @@ pub fn transcript(recipe: &Recipe) -> Result<String> {
         };
         let Some(text) = text.filter(|t| !t.trim().is_empty()) else { continue };
         let class = who.split(' ').next().unwrap_or(who);
-        let _ = writeln!(
-            out,
-            "<div class=\"turn {class}\"><b>{who}</b><pre>{}</pre></div>",
-            escape(text)
-        );
+        let _ = writeln!(out, "<div class=\"turn {class}\"><b>{who}</b><pre>{}</pre></div>", escape(text));
     }
     Ok(out)
 }

@@ -1,12 +1,10 @@
 //! Chat templates: rendered byte for byte as the reference does, masks of what the assistant wrote.
 
-mod support;
-
+use crate::support::asset;
 use intern_format::conversation::{Conversation, Message};
 use intern_tokenizer::train::{BpeConfig, train_bpe};
 use intern_tokenizer::{ChatTemplate, Tokenizer, internlm2};
 use serde_json::{Map, Value, json};
-use support::asset;
 
 #[test]
 fn renders_all_goldens_byte_for_byte() {
@@ -32,9 +30,9 @@ fn renders_all_goldens_byte_for_byte() {
 /// `tests/golden/make_chat_templates.py` made the hashes by `transformers`.
 #[test]
 fn real_templates_render_as_in_transformers() {
-    let contexts: Map<String, Value> = serde_json::from_str(include_str!("golden/contexts.json")).unwrap();
+    let contexts: Map<String, Value> = serde_json::from_str(include_str!("../golden/contexts.json")).unwrap();
     let goldens: Map<String, Value> =
-        serde_json::from_str(include_str!("golden/chat_templates.json")).unwrap();
+        serde_json::from_str(include_str!("../golden/chat_templates.json")).unwrap();
     let mut wrong = Vec::new();
     for (file, golden) in &goldens {
         let Some(path) = asset(file) else { return };

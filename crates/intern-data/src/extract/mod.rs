@@ -1,0 +1,148 @@
+//! Main-content extraction: a page in, its title and text out.
+//!
+//! html5ever parses (`dom`), class names and roles give hints (`hints`), the rest is cut
+//! into blocks of text (`blocks`), the main ones are chosen (`select`) and written
+//! (`render`). No step recurses or looks at a clock: the same page gives the same text
+//! everywhere. Language identification and quality rules come later, as stages.
+
+mod blocks;
+mod dom;
+pub mod debug;
+mod hints;
+mod meta;
+mod render;
+mod select;
+mod tag;
+
+use serde::{Deserialize, Serialize};
+
+pub use render::Format;
+
+use blocks::Block;
+use dom::Dom;
+use hints::Hint;
+use tag::Tag;
+
+/// How pages become text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExtractConfig {
+    /// Whether to look for the main text at all; `false` keeps all visible text.
+    pub main_content: bool,
+    /// Plain text or Markdown.
+    pub format: Format,
+    /// Puts the title before the text when the text does not begin with it.
+    pub title: bool,
+}
+
+impl Default for ExtractConfig {
+    fn default() -> Self {
+        Self { main_content: true, format: Format::Text, title: false }
+    }
+}
+
+/// What a page says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extracted {
+    /// The title, without the site's name; empty if there is none.
+    pub title: String,
+    /// The main text.
+    pub text: String,
+    /// Language as the page declares it (`<html lang>`), empty if it does not.
+    pub lang: String,
+    /// The page's own address (`<link rel=canonical>` or `og:url`), empty if not given.
+    pub canonical: String,
+    /// Publication date as the page declares it, empty if it does not.
+    pub date: String,
+    /// Author as the page declares it, empty if it does not.
+    pub author: String,
+    /// The work limit cut the page short.
+    pub truncated: bool,
+}
+
+/// Extracts the main text of `html`. Never fails: a page without text gives an empty one.
+#[must_use]
+pub fn extract(html: &str, config: &ExtractConfig) -> Extracted {
+    let dom = dom::parse(html);
+    let mut page = meta::read(&dom);
+    page.truncated = dom.truncated;
+    let blocks = main_blocks(&dom, config);
+    page.text = render::render(blocks.iter(), config.format);
+    if config.title && !page.title.is_empty() && !page.text.starts_with(&page.title) {
+        page.text = format!("{}\n\n{}", page.title, page.text);
+    }
+    page
+}
+
+/// Below this mass of text, the hints are suspected of having thrown the text away.
+const TOO_LITTLE: u32 = 200;
+
+fn main_blocks(dom: &Dom, config: &ExtractConfig) -> Vec<Block> {
+    if !config.main_content {
+        let skip: Vec<bool> = dom.nodes.iter().map(|n| n.tag.is_never_text()).collect();
+        return blocks::cut(dom, &skip);
+    }
+    let mut hints: Vec<Hint> = dom.nodes.iter().map(hints::of).collect();
+    doubt(dom, &mut hints);
+    let strict = choose(dom, &hints, true);
+    if mass(&strict) >= TOO_LITTLE {
+        return strict;
+    }
+    // Some pages wrap their whole text in elements with telling names.
+    let lenient = choose(dom, &hints, false);
+    if mass(&lenient) > 2 * mass(&strict) { lenient } else { strict }
+}
+
+/// A name that says boilerplate is not believed where most of the page's prose stands.
+fn doubt(dom: &Dom, hints: &mut [Hint]) {
+    let prose = prose(dom, hints);
+    let total = prose[0];
+    for i in 0..dom.nodes.len() {
+        let tag = dom.nodes[i].tag;
+        let certain = matches!(tag, Tag::Nav | Tag::Footer | Tag::Aside) || tag.is_never_text();
+        if hints[i] == Hint::Boilerplate && !certain && 2 * prose[i] > total && total >= TOO_LITTLE {
+            hints[i] = Hint::None;
+        }
+    }
+}
+
+/// Mass of the paragraphs below every node, links left out.
+fn prose(dom: &Dom, hints: &[Hint]) -> Vec<u32> {
+    let mut sums = vec![0u32; dom.nodes.len()];
+    let (mut in_paragraph, mut in_link, mut never) = (0, 0, 0);
+    let _ = hints;
+    for (i, node) in dom.nodes.iter().enumerate() {
+        match node.tag {
+            Tag::P => in_paragraph = in_paragraph.max(node.end),
+            Tag::A => in_link = in_link.max(node.end),
+            tag if tag.is_never_text() => never = never.max(node.end),
+            Tag::Text if (i as u32) >= in_link && (i as u32) >= never => {
+                let long = (i as u32) < in_paragraph || node.text.len() > 80;
+                if long {
+                    sums[i] = node.text.chars().map(blocks::char_mass).sum();
+                }
+            }
+            _ => {}
+        }
+    }
+    for i in (1..dom.nodes.len()).rev() {
+        sums[dom.nodes[i].parent as usize] += sums[i];
+    }
+    sums
+}
+
+fn choose(dom: &Dom, hints: &[Hint], obey: bool) -> Vec<Block> {
+    let skip: Vec<bool> = dom
+        .nodes
+        .iter()
+        .zip(hints)
+        .map(|(n, hint)| n.tag.is_never_text() || (obey && *hint == Hint::Boilerplate))
+        .collect();
+    let blocks = blocks::cut(dom, &skip);
+    let chosen = select::select(dom, hints, &blocks);
+    chosen.into_iter().map(|k| blocks[k].clone()).collect()
+}
+
+fn mass(blocks: &[Block]) -> u32 {
+    blocks.iter().map(|b| b.mass).sum()
+}

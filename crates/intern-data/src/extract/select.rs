@@ -1,0 +1,153 @@
+//! Chooses which blocks are the page's main text.
+//!
+//! Every block gets a weight: prose counts by its mass, link lists and crumbs of text
+//! count against. Weights add up the tree; from the body we walk down while one child
+//! holds nearly all of the weight, helped by what containers are named. Inside the
+//! chosen container, blocks that read as boilerplate where they stand are left out.
+
+use super::blocks::{Block, Kind};
+use super::dom::Dom;
+use super::hints::Hint;
+use super::tag::Tag;
+
+/// A child must hold this share of the weight to be entered instead of its parent.
+const DESCEND: f32 = 0.92;
+/// The same for containers named as the article's text.
+const DESCEND_BODY: f32 = 0.4;
+/// The same for `<main>`, `<article>` and containers named so.
+const DESCEND_MAIN: f32 = 0.55;
+
+/// Indices of the blocks that are main text, in reading order.
+#[must_use]
+pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block]) -> Vec<usize> {
+    if blocks.is_empty() {
+        return Vec::new();
+    }
+    let weights: Vec<f32> = blocks.iter().map(|b| weight(b)).collect();
+    let mut sums = vec![0f32; dom.nodes.len()];
+    for (b, w) in blocks.iter().zip(&weights) {
+        sums[b.node as usize] += w;
+    }
+    for i in (1..dom.nodes.len()).rev() {
+        let factor = if hints[i] == Hint::Weak { 0.5 } else { 1.0 };
+        let sum = if sums[i] > 0.0 { sums[i] * factor } else { sums[i] };
+        sums[i] = sum;
+        sums[dom.nodes[i].parent as usize] += sum;
+    }
+    let root = descend(dom, hints, &sums);
+    let range = dom.subtree(root);
+    let inside: Vec<usize> =
+        (0..blocks.len()).filter(|&k| range.contains(&(blocks[k].node as usize))).collect();
+    prune(dom, hints, blocks, &inside)
+}
+
+/// What a block contributes to its containers.
+fn weight(b: &Block) -> f32 {
+    let mass = b.mass as f32;
+    let density = b.link_density();
+    let prose = (b.mass - b.link_mass.min(b.mass)) as f32 - 1.5 * b.link_mass as f32;
+    match b.kind {
+        Kind::Heading(_) => {
+            if density > 0.5 {
+                -5.0
+            } else {
+                5.0
+            }
+        }
+        Kind::Pre => mass.min(400.0),
+        _ if density > 0.5 => -(mass.min(60.0)) * 0.5,
+        Kind::Paragraph => prose.min(600.0),
+        Kind::Loose if b.mass < 25 => -8.0,
+        Kind::Loose => 0.8 * prose.min(600.0),
+        Kind::Item { .. } if b.mass < 25 => -2.0,
+        Kind::Item { .. } => 0.6 * prose.min(400.0),
+        Kind::Cell { .. } => 0.3 * prose.min(200.0),
+        Kind::Caption | Kind::Term => 0.2 * prose.min(100.0),
+    }
+}
+
+fn descend(dom: &Dom, hints: &[Hint], sums: &[f32]) -> usize {
+    let mut root = dom.first(Tag::Body).unwrap_or(0);
+    let total = sums[root].max(1.0);
+    // The named containers, wherever they stand.
+    for (wanted, share) in [(Hint::Body, DESCEND_BODY), (Hint::Main, DESCEND_MAIN)] {
+        let best = dom
+            .subtree(root)
+            .filter(|&i| hints[i] == wanted && sums[i] >= share * total)
+            .max_by(|&a, &b| sums[a].total_cmp(&sums[b]).then(a.cmp(&b)));
+        if let Some(best) = best {
+            root = best;
+            break;
+        }
+    }
+    loop {
+        let mut child = root + 1;
+        let end = dom.nodes[root].end as usize;
+        let mut next = None;
+        while child < end {
+            if sums[child] >= DESCEND * sums[root].max(1.0)
+                && sums[child] > 0.0
+                && dom.nodes[child].tag.is_block()
+            {
+                next = Some(child);
+                break;
+            }
+            child = dom.nodes[child].end as usize;
+        }
+        match next {
+            // A single paragraph is no container.
+            Some(i)
+                if !matches!(
+                    dom.nodes[i].tag,
+                    Tag::P
+                        | Tag::Ul
+                        | Tag::Ol
+                        | Tag::Table
+                        | Tag::Tbody
+                        | Tag::Tr
+                        | Tag::Pre
+                        | Tag::Li
+                        | Tag::Blockquote
+                ) =>
+            {
+                root = i
+            }
+            _ => return root,
+        }
+    }
+}
+
+/// Leaves out what reads as boilerplate inside the chosen container.
+fn prune(_dom: &Dom, _hints: &[Hint], blocks: &[Block], inside: &[usize]) -> Vec<usize> {
+    let mut keep: Vec<bool> = inside.iter().map(|&k| is_content(&blocks[k])).collect();
+    // A heading stays if content follows before the next heading of its level or above.
+    for at in (0..inside.len()).rev() {
+        if let Kind::Heading(level) = blocks[inside[at]].kind {
+            let mut follows = false;
+            for next in at + 1..inside.len() {
+                match blocks[inside[next]].kind {
+                    Kind::Heading(l) if l <= level => break,
+                    Kind::Heading(_) => {}
+                    _ if keep[next] => {
+                        follows = true;
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+            keep[at] &= follows;
+        }
+    }
+    inside.iter().zip(keep).filter_map(|(&k, keep)| keep.then_some(k)).collect()
+}
+
+fn is_content(b: &Block) -> bool {
+    let density = b.link_density();
+    match b.kind {
+        Kind::Pre | Kind::Heading(_) => true,
+        Kind::Paragraph => density < 0.9 || b.mass > 200,
+        Kind::Loose => density < 0.5 && (b.mass >= 20 || b.punctuation > 0 || b.ends_sentence()),
+        Kind::Item { .. } => density < 0.7,
+        Kind::Cell { .. } | Kind::Caption | Kind::Term => density < 0.7,
+    }
+}

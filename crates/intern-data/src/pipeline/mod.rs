@@ -1,0 +1,281 @@
+//! `intern data run`: raw input → documents, dropped documents, and a report of what
+//! became of every page.
+//!
+//! `plan → clean every shard → find copies → write every shard → report`. Shards are
+//! cleaned one after another, pages within one on all cores. Each finished shard leaves
+//! a marker under `.tmp-work`, so a killed run continues where it was; that directory
+//! goes when the run is complete. Nothing written depends on the number of threads.
+
+mod config;
+mod emit;
+mod plan;
+mod signatures;
+mod stats;
+mod work;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use intern_format::atomic::{TEMP_PREFIX, read_json, write_atomic, write_json};
+use intern_format::provenance::{self, Provenance};
+use intern_progress::Progress;
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+pub use config::{DedupConfig, EncodingConfig, OutputConfig, RecipeConfig};
+pub use stats::{Count, FUNNEL, GoldGroup, Sample, Stats};
+pub use work::{Judged, ShardInfo};
+
+use crate::dedup::minhash::MinHasher;
+use crate::gold::Gold;
+use crate::report;
+use emit::{Copies, Emitter};
+use plan::{Identity, Plan};
+use signatures::Signatures;
+use work::{Cleaner, ShardFiles, read_part};
+
+const COMMAND: &str = "data run";
+
+/// What a run gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Pages read.
+    pub pages: u64,
+    /// Documents kept.
+    pub documents: u64,
+    /// Characters in them.
+    pub characters: u64,
+    /// Documents dropped.
+    pub dropped: u64,
+    /// Broken records skipped.
+    pub broken: u64,
+    /// Mean F1 of extraction against the gold file, if one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gold_f1: Option<f64>,
+    /// Nothing had to be done.
+    pub up_to_date: bool,
+    /// Wall time of this call, seconds.
+    pub seconds: f64,
+    /// Pages per second of this call; 0 when it had nothing to clean.
+    pub pages_per_second: f64,
+}
+
+/// Runs a recipe into the directory `out`; continues there if an earlier run was interrupted.
+///
+/// # Errors
+/// If the recipe is wrong, a source is missing, or the disk refuses.
+pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
+    let start = Instant::now();
+    let stages = config.stages()?;
+    let plan = plan::plan(config)?;
+    let identity = Identity {
+        version: env!("CARGO_PKG_VERSION").into(),
+        config: serde_json::to_value(config)?,
+        inputs: plan.inputs.clone(),
+    };
+    let work = out.join(format!("{TEMP_PREFIX}work"));
+    if let Some(done) = finished(out, &identity)? {
+        remove_dir(&work)?;
+        return summary(&done.counts, 0, start, true);
+    }
+    prepare(out, &work, &identity)?;
+
+    let gold = config.gold.as_deref().map(Gold::open).transpose()?;
+    let hasher = config.dedup.minhash.enabled.then(|| MinHasher::new(&config.dedup.minhash));
+    let cleaner = Cleaner { config, stages, gold, hasher };
+    let cleaned = clean_all(&cleaner, &plan, &work)?;
+
+    let paths: Vec<PathBuf> = (0..plan.shards.len()).map(|i| ShardFiles::of(&work, i).signatures).collect();
+    let bands = if config.dedup.minhash.enabled { config.dedup.minhash.bands } else { 0 };
+    let signatures = Signatures::open(&paths, bands)?;
+    let copies = emit::find_copies(config, &signatures)?;
+    let stats = emit_all(config, out, &work, &signatures, &copies)?;
+
+    let report = report::Report::new(config, &plan.notes, &stats, copies.compared);
+    write_json(&out.join("report.json"), &report)?;
+    write_atomic(&out.join("report.html"), report.html().as_bytes())?;
+    let provenance = record(&identity, out, &stats)?;
+    provenance::write(out, &provenance)?;
+    remove_dir(&work)?;
+    summary(&provenance.counts, cleaned, start, false)
+}
+
+/// The record of a finished run with this identity.
+fn finished(out: &Path, identity: &Identity) -> Result<Option<Provenance>> {
+    if !out.is_dir() {
+        return Ok(None);
+    }
+    Ok(provenance::read(out)?.filter(|p| {
+        p.command == COMMAND
+            && p.version == identity.version
+            && p.config == identity.config
+            && p.inputs == identity.inputs
+    }))
+}
+
+/// Makes `out` ready: keeps the work of an interrupted run with this identity, clears anything else of ours.
+fn prepare(out: &Path, work: &Path, identity: &Identity) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    let path = work.join("identity.json");
+    let same = path.is_file() && read_json::<Identity>(&path).is_ok_and(|i| i == *identity);
+    if same {
+        return Ok(());
+    }
+    provenance::clear(out)?;
+    for dir in [work.to_path_buf(), out.join("documents"), out.join("dropped")] {
+        remove_dir(&dir)?;
+    }
+    for file in ["report.json", "report.html"] {
+        match fs::remove_file(out.join(file)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("cannot remove {}", out.join(file).display()));
+            }
+            _ => {}
+        }
+    }
+    fs::create_dir_all(out.join("documents"))?;
+    write_json(&path, identity)?;
+    Ok(())
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Cleans the shards that are not finished; returns how many pages that were.
+fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path) -> Result<u64> {
+    let progress = Progress::new("clean", plan.pages.unwrap_or(0), "pages");
+    let mut cleaned = 0;
+    // Pages so far per source, since a limit counts over all files of its source.
+    let mut taken: HashMap<usize, u64> = HashMap::new();
+    for (index, shard) in plan.shards.iter().enumerate() {
+        let taken = taken.entry(shard.source).or_default();
+        let info = match ShardFiles::of(work, index).finished()? {
+            Some(info) => {
+                progress.inc(info.pages);
+                info
+            }
+            None => {
+                let limit = match cleaner.config.source[shard.source].limit {
+                    0 => u64::MAX,
+                    n => n.saturating_sub(*taken),
+                };
+                let info = cleaner.run_shard(shard, index, limit, work, &progress)?;
+                cleaned += info.pages;
+                info
+            }
+        };
+        *taken += info.pages;
+    }
+    progress.finish();
+    Ok(cleaned)
+}
+
+/// Writes all shards, several at once; their counts are merged in order.
+fn emit_all(
+    config: &RecipeConfig,
+    out: &Path,
+    work: &Path,
+    all: &Signatures,
+    copies: &Copies,
+) -> Result<Stats> {
+    let shards = all.starts.len() - 1;
+    let ids = kept_ids(work, all, copies)?;
+    let emitter = Emitter { config, out, work, copies, ids: &ids };
+    let progress = Progress::new("write", all.rows.len() as u64, "documents");
+    let parts: Vec<Stats> = (0..shards)
+        .into_par_iter()
+        .map(|index| {
+            let stats = emitter.emit(index, all.starts[index])?;
+            progress.inc(stats.pages);
+            Ok(stats)
+        })
+        .collect::<Result<_>>()?;
+    progress.finish();
+    let mut stats = Stats::default();
+    for part in parts {
+        stats.merge(part, config.output.samples);
+    }
+    Ok(stats)
+}
+
+/// Ids of the pages that copies point to.
+fn kept_ids(work: &Path, all: &Signatures, copies: &Copies) -> Result<HashMap<u32, String>> {
+    let mut wanted: Vec<u32> = copies.of.iter().flatten().map(|c| c.0).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let shards: Vec<usize> = (0..all.starts.len() - 1)
+        .filter(|&s| {
+            let from = wanted.partition_point(|&w| (w as usize) < all.starts[s]);
+            wanted.get(from).is_some_and(|&w| (w as usize) < all.starts[s + 1])
+        })
+        .collect();
+    let found: Vec<Vec<(u32, String)>> = shards
+        .into_par_iter()
+        .map(|s| {
+            let mut found = Vec::new();
+            for (at, judged) in read_part(&ShardFiles::of(work, s).part)?.enumerate() {
+                let page = (all.starts[s] + at) as u32;
+                let judged = judged?;
+                if wanted.binary_search(&page).is_ok() {
+                    found.push((page, judged.document.id));
+                }
+            }
+            Ok(found)
+        })
+        .collect::<Result<_>>()?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn record(identity: &Identity, out: &Path, stats: &Stats) -> Result<Provenance> {
+    let mut outputs = std::collections::BTreeMap::new();
+    outputs.insert("documents".to_string(), provenance::hash_path(&out.join("documents"))?);
+    let (pages, sum) = stats.gold.values().fold((0, 0.0), |(n, s), g| (n + g.pages, s + g.sums[2]));
+    let f1 = if pages > 0 { json!(sum / pages as f64) } else { Value::Null };
+    let counts = [
+        ("pages", json!(stats.pages)),
+        ("documents", json!(stats.kept.documents)),
+        ("characters", json!(stats.kept.characters)),
+        ("dropped", json!(stats.pages - stats.kept.documents)),
+        ("broken", json!(stats.broken)),
+        ("gold_f1", f1),
+    ];
+    Ok(Provenance {
+        command: COMMAND.into(),
+        version: identity.version.clone(),
+        config: identity.config.clone(),
+        inputs: identity.inputs.clone(),
+        outputs,
+        counts: counts.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+    })
+}
+
+fn summary(
+    counts: &std::collections::BTreeMap<String, Value>,
+    cleaned: u64,
+    start: Instant,
+    up_to_date: bool,
+) -> Result<Summary> {
+    let count = |key: &str| counts.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Summary {
+        pages: count("pages"),
+        documents: count("documents"),
+        characters: count("characters"),
+        dropped: count("dropped"),
+        broken: count("broken"),
+        gold_f1: counts.get("gold_f1").and_then(Value::as_f64),
+        up_to_date,
+        seconds,
+        pages_per_second: cleaned as f64 / seconds.max(1e-9),
+    })
+}

@@ -1,0 +1,229 @@
+//! Names a document's language (whatlang, offline) and drops those not asked for.
+//!
+//! Only prose is looked at: lines that are mostly letters, from the whole document up
+//! to a sample size, so that code and tables do not decide.
+
+use std::collections::HashSet;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use whatlang::{Detector, Lang};
+
+use super::{Candidate, Reason, Stage};
+
+/// Bytes of prose looked at.
+const SAMPLE: usize = 4096;
+
+/// `[language]` of a recipe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LanguageConfig {
+    /// Whether the stage runs.
+    pub enabled: bool,
+    /// Languages to keep (`en`, `zh`, or three-letter codes); empty keeps all.
+    pub keep: Vec<String>,
+    /// Chooses only among `keep`, instead of among all languages known. Helps short or
+    /// mixed texts where nothing else is expected.
+    pub only_these: bool,
+    /// Least confidence of the identification, 0–1.
+    pub min_confidence: f64,
+}
+
+impl Default for LanguageConfig {
+    fn default() -> Self {
+        Self { enabled: true, keep: Vec::new(), only_these: false, min_confidence: 0.0 }
+    }
+}
+
+/// The stage.
+pub struct Language {
+    config: LanguageConfig,
+    keep: HashSet<&'static str>,
+    detector: Detector,
+}
+
+impl Language {
+    /// Fails on a language code nobody knows.
+    ///
+    /// # Errors
+    /// If `keep` names an unknown language.
+    pub fn new(config: LanguageConfig) -> Result<Self> {
+        let mut keep = HashSet::new();
+        let mut langs = Vec::new();
+        for code in &config.keep {
+            let Some(lang) = Lang::all().iter().find(|l| l.code() == code || short(**l) == code) else {
+                let known: Vec<&str> = Lang::all().iter().map(|l| short(*l)).collect();
+                bail!(
+                    "language.keep: unknown language {code:?}\nhint: known languages: {}",
+                    known.join(", ")
+                );
+            };
+            keep.insert(short(*lang));
+            langs.push(*lang);
+        }
+        let detector = match config.only_these && !langs.is_empty() {
+            true => Detector::with_allowlist(langs),
+            false => Detector::new(),
+        };
+        Ok(Self { config, keep, detector })
+    }
+}
+
+impl Stage for Language {
+    fn name(&self) -> &'static str {
+        "language"
+    }
+
+    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
+        let sample = prose(candidate.text);
+        let info = self.detector.detect(&sample);
+        let (lang, confidence) = info.map_or(("und", 0.0), |i| (short(i.lang()), i.confidence()));
+        candidate.lang = lang.to_string();
+        candidate.lang_confidence = confidence;
+        if !self.keep.is_empty() && !self.keep.contains(lang) {
+            return Some(Reason::new(self.name(), format!("language_{lang}"), confidence, 0.0));
+        }
+        (confidence < self.config.min_confidence)
+            .then(|| Reason::new(self.name(), "min_confidence", confidence, self.config.min_confidence))
+    }
+}
+
+/// The prose of a text, up to `SAMPLE` bytes; all of it when there is no prose.
+fn prose(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let (mut letters, mut chars) = (0, 0);
+        for c in line.chars() {
+            chars += 1;
+            letters += usize::from(c.is_alphabetic() || c == ' ');
+        }
+        if chars >= 3 && 5 * letters >= 4 * chars {
+            out.push_str(line);
+            out.push('\n');
+        }
+        if out.len() >= SAMPLE {
+            break;
+        }
+    }
+    if out.is_empty() {
+        out.push_str(text);
+    }
+    let mut end = out.len().min(SAMPLE);
+    while !out.is_char_boundary(end) {
+        end -= 1;
+    }
+    out.truncate(end);
+    out
+}
+
+/// The ISO 639-1 code, where there is one.
+fn short(lang: Lang) -> &'static str {
+    use Lang::*;
+    match lang {
+        Epo => "eo",
+        Eng => "en",
+        Rus => "ru",
+        Cmn => "zh",
+        Spa => "es",
+        Por => "pt",
+        Ita => "it",
+        Ben => "bn",
+        Fra => "fr",
+        Deu => "de",
+        Ukr => "uk",
+        Kat => "ka",
+        Ara => "ar",
+        Hin => "hi",
+        Jpn => "ja",
+        Heb => "he",
+        Yid => "yi",
+        Pol => "pl",
+        Amh => "am",
+        Jav => "jv",
+        Kor => "ko",
+        Nob => "nb",
+        Dan => "da",
+        Swe => "sv",
+        Fin => "fi",
+        Tur => "tr",
+        Nld => "nl",
+        Hun => "hu",
+        Ces => "cs",
+        Ell => "el",
+        Bul => "bg",
+        Bel => "be",
+        Mar => "mr",
+        Kan => "kn",
+        Ron => "ro",
+        Slv => "sl",
+        Hrv => "hr",
+        Srp => "sr",
+        Mkd => "mk",
+        Lit => "lt",
+        Lav => "lv",
+        Est => "et",
+        Tam => "ta",
+        Vie => "vi",
+        Urd => "ur",
+        Tha => "th",
+        Guj => "gu",
+        Uzb => "uz",
+        Pan => "pa",
+        Aze => "az",
+        Ind => "id",
+        Tel => "te",
+        Pes => "fa",
+        Mal => "ml",
+        Ori => "or",
+        Mya => "my",
+        Nep => "ne",
+        Sin => "si",
+        Khm => "km",
+        Tuk => "tk",
+        Aka => "ak",
+        Zul => "zu",
+        Sna => "sn",
+        Afr => "af",
+        Lat => "la",
+        Slk => "sk",
+        Cat => "ca",
+        Tgl => "tl",
+        Hye => "hy",
+        other => other.code(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(config: LanguageConfig, text: &str) -> (String, Option<String>) {
+        let mut c = Candidate::new(text, "");
+        let drop = Language::new(config).unwrap().judge(&mut c);
+        (c.lang, drop.map(|d| d.rule))
+    }
+
+    #[test]
+    fn languages_are_named_and_kept() {
+        let all = LanguageConfig::default();
+        assert_eq!(judge(all.clone(), "小明有三个苹果，又买了两个。他现在有几个？").0, "zh");
+        assert_eq!(judge(all.clone(), "The quick brown fox jumps over the lazy dog and runs away.").0, "en");
+        let en = LanguageConfig { keep: vec!["eng".into()], ..all };
+        let german = "Der schnelle braune Fuchs springt über den faulen Hund und läuft davon.";
+        assert_eq!(judge(en.clone(), german), ("de".into(), Some("language_de".into())));
+        assert_eq!(judge(en, "These are the words of an English sentence.").1, None);
+    }
+
+    #[test]
+    fn code_does_not_decide() {
+        let text = "Returns the number of elements that the vector can hold without reallocating.\n\n\
+                    let v = Vec::<u8>::with_capacity(10);\nassert_eq!(v.capacity(), 10);\nv.push(0x7f);";
+        assert_eq!(judge(LanguageConfig::default(), text).0, "en");
+    }
+
+    #[test]
+    fn an_unknown_code_is_refused() {
+        let config = LanguageConfig { keep: vec!["xx".into()], ..Default::default() };
+        assert!(Language::new(config).err().unwrap().to_string().contains("hint:"));
+    }
+}

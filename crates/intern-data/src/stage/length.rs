@@ -1,0 +1,66 @@
+//! Drops documents that are too short to teach anything or too long to be one text.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Candidate, Reason, Stage};
+
+/// `[length]` of a recipe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LengthConfig {
+    /// Whether the stage runs.
+    pub enabled: bool,
+    /// Fewest characters.
+    pub min_chars: u64,
+    /// Most characters.
+    pub max_chars: u64,
+    /// Fewest words; a Chinese or Japanese character is a word.
+    pub min_words: u64,
+    /// Most words.
+    pub max_words: u64,
+}
+
+impl Default for LengthConfig {
+    fn default() -> Self {
+        Self { enabled: true, min_chars: 100, max_chars: 5_000_000, min_words: 20, max_words: 1_000_000 }
+    }
+}
+
+/// The stage.
+pub struct Length(pub LengthConfig);
+
+impl Stage for Length {
+    fn name(&self) -> &'static str {
+        "length"
+    }
+
+    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
+        let chars = candidate.text.chars().count() as u64;
+        let words = candidate.words.count() as u64;
+        let LengthConfig { min_chars, max_chars, min_words, max_words, .. } = self.0;
+        let rules = [
+            ("min_chars", chars, min_chars, chars < min_chars),
+            ("max_chars", chars, max_chars, chars > max_chars),
+            ("min_words", words, min_words, words < min_words),
+            ("max_words", words, max_words, words > max_words),
+        ];
+        let (rule, value, limit, _) = rules.into_iter().find(|r| r.3)?;
+        Some(Reason::new(self.name(), rule, value as f64, limit as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_at_their_edges() {
+        let config = LengthConfig { min_chars: 5, max_chars: 9, min_words: 2, max_words: 3, enabled: true };
+        let rule = |text: &str| Length(config.clone()).judge(&mut Candidate::new(text, "")).map(|d| d.rule);
+        assert_eq!(rule("ab c"), Some("min_chars".into()));
+        assert_eq!(rule("ab cd"), None);
+        assert_eq!(rule("abcdef"), Some("min_words".into()));
+        assert_eq!(rule("a b c d e"), Some("max_words".into()));
+        assert_eq!(rule("a bcdefghi"), Some("max_chars".into()));
+    }
+}

@@ -1,0 +1,286 @@
+//! Drops texts that say the same thing over and over (Rae et al., 2021, "Gopher",
+//! appendix A.1): duplicate paragraphs, duplicate lines, frequent and repeated n-grams.
+//!
+//! The rules run in a fixed order and the first hit names the reason. The first
+//! occurrence of anything is not counted as a duplicate; after a repeated n-gram the
+//! scan jumps behind it, so overlaps are counted once. Shares are of the characters of
+//! the text. N-grams are hashed, never built.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Candidate, Reason, Stage, share};
+use crate::hash::{HashedMap, HashedSet, combine, hash64};
+use crate::words::Words;
+
+/// `[repetition]` of a recipe. Shares are 0–1; 1 turns a rule off.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RepetitionConfig {
+    /// Whether the stage runs.
+    pub enabled: bool,
+    /// Most duplicate paragraphs, of all paragraphs.
+    pub dup_para_frac: f64,
+    /// Most characters in duplicate paragraphs.
+    pub dup_para_char_frac: f64,
+    /// Most duplicate lines, of all lines.
+    pub dup_line_frac: f64,
+    /// Most characters in duplicate lines.
+    pub dup_line_char_frac: f64,
+    /// Most characters in the most frequent 2-, 3- and 4-gram.
+    pub top_ngram: [f64; 3],
+    /// Occurrences that make an n-gram frequent; Gopher counts from 1, which drops any text
+    /// of a few words.
+    pub top_ngram_min_count: u32,
+    /// Most characters in repeated 5- to 10-grams.
+    pub dup_ngram: [f64; 6],
+    /// N-gram rules leave texts with fewer words alone.
+    pub min_words: usize,
+}
+
+impl Default for RepetitionConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            dup_para_frac: 0.3,
+            dup_para_char_frac: 0.2,
+            dup_line_frac: 0.3,
+            dup_line_char_frac: 0.2,
+            top_ngram: [0.2, 0.18, 0.16],
+            top_ngram_min_count: 2,
+            dup_ngram: [0.15, 0.14, 0.13, 0.12, 0.11, 0.10],
+            min_words: 0,
+        }
+    }
+}
+
+/// The stage.
+pub struct Repetition(pub RepetitionConfig);
+
+impl Stage for Repetition {
+    fn name(&self) -> &'static str {
+        "repetition"
+    }
+
+    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
+        let c = &self.0;
+        let text = candidate.text;
+        let total = text.chars().count();
+        let over = |rule: String, value: f64, limit: f64| {
+            (value > limit).then(|| Reason::new("repetition", rule, value, limit))
+        };
+
+        let (duplicates, all, chars) = duplicates(paragraphs(text.trim()));
+        over("dup_para_frac".into(), share(duplicates, all), c.dup_para_frac)
+            .or_else(|| over("dup_para_char_frac".into(), share(chars, total), c.dup_para_char_frac))
+            .or_else(|| {
+                let (duplicates, all, chars) = self::duplicates(lines(text));
+                over("dup_line_frac".into(), share(duplicates, all), c.dup_line_frac)
+                    .or_else(|| over("dup_line_char_frac".into(), share(chars, total), c.dup_line_char_frac))
+            })
+            .or_else(|| {
+                if candidate.words.tokens.len() < c.min_words {
+                    return None;
+                }
+                let grams = Grams::new(&candidate.words);
+                let top = (2..=4).zip(c.top_ngram).find_map(|(n, limit)| {
+                    let chars = grams.top(n, c.top_ngram_min_count);
+                    over(format!("top_{n}_gram"), share(chars, total), limit)
+                });
+                top.or_else(|| {
+                    (5..=10).zip(c.dup_ngram).find_map(|(n, limit)| {
+                        over(format!("duplicated_{n}_n_grams"), share(grams.repeated(n), total), limit)
+                    })
+                })
+            })
+    }
+}
+
+/// Pieces between runs of two or more newlines.
+fn paragraphs(text: &str) -> impl Iterator<Item = &str> {
+    Split { rest: Some(text), at_least: 2 }
+}
+
+/// Pieces between runs of newlines.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    Split { rest: Some(text), at_least: 1 }
+}
+
+/// Splits at runs of at least so many newlines; a text that begins or ends with one yields an empty piece.
+struct Split<'a> {
+    rest: Option<&'a str>,
+    at_least: usize,
+}
+
+impl<'a> Iterator for Split<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        let text = self.rest?;
+        let bytes = text.as_bytes();
+        let mut i = 0;
+        while i < bytes.len() {
+            let run = bytes[i..].iter().take_while(|&&b| b == b'\n').count();
+            if run >= self.at_least {
+                self.rest = Some(&text[i + run..]);
+                return Some(&text[..i]);
+            }
+            i += run.max(1);
+        }
+        self.rest = None;
+        Some(text)
+    }
+}
+
+/// (duplicates, pieces, characters in duplicates).
+fn duplicates<'a>(pieces: impl Iterator<Item = &'a str>) -> (usize, usize, usize) {
+    let mut seen = HashedSet::default();
+    let (mut duplicates, mut all, mut chars) = (0, 0, 0);
+    for piece in pieces {
+        all += 1;
+        if !seen.insert(hash64(piece.as_bytes())) {
+            duplicates += 1;
+            chars += piece.chars().count();
+        }
+    }
+    (duplicates, all, chars)
+}
+
+/// Hashes and lengths of a text's tokens, from which n-grams are made.
+struct Grams {
+    hashes: Vec<u64>,
+    /// `chars[i]`: characters in the tokens before `i`.
+    chars: Vec<usize>,
+    /// `gaps[i]`: spaces before the tokens up to `i`.
+    gaps: Vec<usize>,
+}
+
+impl Grams {
+    fn new(words: &Words) -> Self {
+        let n = words.tokens.len();
+        let (mut hashes, mut chars, mut gaps) = (Vec::with_capacity(n), vec![0], Vec::with_capacity(n));
+        let (mut length, mut spaces) = (0, 0);
+        for t in &words.tokens {
+            hashes.push(hash64(t.text.as_bytes()));
+            length += t.chars as usize;
+            chars.push(length);
+            spaces += usize::from(!t.joined);
+            gaps.push(spaces);
+        }
+        Self { hashes, chars, gaps }
+    }
+
+    /// Characters in all occurrences of the most frequent n-gram (the earliest of equals), spaces included.
+    fn top(&self, n: usize, min_count: u32) -> usize {
+        // Hash → (count, first position).
+        let mut counts: HashedMap<(u32, usize)> = HashedMap::default();
+        for (i, gram) in self.hashes.windows(n).enumerate() {
+            counts.entry(combine(gram)).or_insert((0, i)).0 += 1;
+        }
+        let Some(&(count, first)) = counts
+            .values()
+            .max_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)))
+            .filter(|(count, _)| *count >= min_count)
+        else {
+            return 0;
+        };
+        let length = self.chars[first + n] - self.chars[first] + self.gaps[first + n - 1] - self.gaps[first];
+        length * count as usize
+    }
+
+    /// Characters in n-grams seen before, spaces excluded.
+    fn repeated(&self, n: usize) -> usize {
+        let mut seen = HashedSet::default();
+        let (mut i, mut chars) = (0, 0);
+        while i + n <= self.hashes.len() {
+            if seen.insert(combine(&self.hashes[i..i + n])) {
+                i += 1;
+            } else {
+                chars += self.chars[i + n] - self.chars[i];
+                i += n;
+            }
+        }
+        chars
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[track_caller]
+    fn check(text: &str, expect: Option<&str>) {
+        let drop = Repetition(RepetitionConfig::default()).judge(&mut Candidate::new(text, ""));
+        assert_eq!(drop.as_ref().map(|d| d.rule.as_str()), expect, "{text:?} → {drop:?}");
+    }
+
+    #[test]
+    fn each_rule_names_itself() {
+        check("one two three four five six seven eight nine ten eleven twelve", None);
+        check("same\n\nsame\n\nother words here that differ", Some("dup_para_frac"));
+        check("aaaaaaaaaaaaaaaaaaaa\n\nb\n\nc\n\nd\n\naaaaaaaaaaaaaaaaaaaa", Some("dup_para_char_frac"));
+        check("same\nsame\nsame\nother words here that differ from the rest of it", Some("dup_line_frac"));
+        check("bla bla bla bla bla bla bla bla bla bla x y", Some("top_2_gram"));
+        check("天天向上天天向上天天向上天天向上天天向上", Some("top_2_gram"));
+    }
+
+    #[test]
+    fn a_repeated_sentence_is_found() {
+        let filler: String = (0..120).map(|i| format!("word{i} ")).collect();
+        let sentence = "this very long sentence of exactly ten words comes again ";
+        let text = format!("{filler}{sentence}{filler}").replace("word1", "other1");
+        let doubled = format!("{text}{sentence}{sentence}{sentence}{sentence}{sentence}{sentence}");
+        check(&text, Some("duplicated_5_n_grams"));
+        check(&doubled, Some("duplicated_5_n_grams"));
+    }
+
+    /// The definitions, word for word and slow.
+    mod slow {
+        pub fn top(words: &[&str], n: usize) -> usize {
+            let grams: Vec<String> = words.windows(n).map(|w| w.join(" ")).collect();
+            let mut best = (0, 0);
+            for g in &grams {
+                let count = grams.iter().filter(|h| *h == g).count();
+                if count > best.0 {
+                    best = (count, g.chars().count());
+                }
+            }
+            best.0 * best.1
+        }
+
+        pub fn repeated(words: &[&str], n: usize) -> usize {
+            let mut seen = Vec::new();
+            let (mut i, mut chars) = (0, 0);
+            while i + n <= words.len() {
+                let gram: Vec<&str> = words[i..i + n].to_vec();
+                if seen.contains(&gram) {
+                    chars += gram.concat().chars().count();
+                    i += n;
+                } else {
+                    seen.push(gram);
+                    i += 1;
+                }
+            }
+            chars
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hashed_ngrams_equal_the_definition(text in "([abé]{1,2} ){0,40}") {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let grams = Grams::new(&Words::split(&text));
+            for n in 2..=5 {
+                prop_assert_eq!(grams.top(n, 1), slow::top(&words, n));
+                prop_assert_eq!(grams.repeated(n), slow::repeated(&words, n));
+            }
+        }
+
+        #[test]
+        fn splitting_loses_only_newlines(text in "[ab\n]{0,30}") {
+            prop_assert_eq!(lines(&text).collect::<String>(), text.replace('\n', ""));
+            let joined: String = paragraphs(&text).collect();
+            prop_assert_eq!(joined.replace('\n', ""), text.replace('\n', ""));
+        }
+    }
+}

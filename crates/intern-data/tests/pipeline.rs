@@ -1,0 +1,320 @@
+//! Whole runs on small corpora: what is kept, why the rest is not, and that neither
+//! threads nor interruptions change a byte.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use intern_data::pipeline::{self, RecipeConfig};
+use intern_data::{tokenize, tokenizer};
+use intern_format::document::{self, Document};
+use serde_json::json;
+
+/// A page of `words` with menus around, in UTF-8.
+fn page(title: &str, text: &str) -> String {
+    format!(
+        "<!doctype html><html lang=en><head><meta charset=utf-8><title>{title} | Site</title></head><body>\
+         <nav><ul><li><a href=/>Home</a><li><a href=/x>Products</a></ul></nav>\
+         <div class=cookie-banner>We use cookies. <button>OK</button></div>\
+         <article><h1>{title}</h1>{text}</article>\
+         <footer>Copyright Site, all rights reserved</footer></body></html>"
+    )
+}
+
+/// Distinct English prose, seeded by `n`.
+fn prose(n: usize, sentences: usize) -> String {
+    let nouns = "river teacher garden machine letter winter mountain friend story market bridge forest doctor island \
+                 window village captain harvest lantern journey painter kitchen valley soldier orchard harbour meadow";
+    let verbs = "follows remembers builds crosses paints answers repairs carries watches forgets explains protects";
+    let frames = [
+        "The A V the B near a C.", "Every A that V its B will also need the C.", "In those years a A V one B and no C.",
+        "It is said that the A V both the B and the C.", "When a A V the B, there is hardly a C left to see.",
+        "My A never V the B without the C.", "Perhaps some A V this B for the sake of that C.",
+        "Long after the C was gone, a A still V the B.",
+    ];
+    let mut rng = intern_kernels::rng::Rng::new(7, n as u64);
+    (0..sentences)
+        .map(|_| {
+            let noun: Vec<&str> = nouns.split_whitespace().collect();
+            let verb: Vec<&str> = verbs.split_whitespace().collect();
+            let words: Vec<&str> = rng.pick(&frames).split(' ').collect();
+            let words: Vec<String> = words
+                .into_iter()
+                .map(|w| match w.trim_end_matches([',', '.']) {
+                    "A" | "B" | "C" => w.replacen(['A', 'B', 'C'], rng.pick(&noun), 1),
+                    "V" => rng.pick(&verb).to_string(),
+                    _ => w.to_string(),
+                })
+                .collect();
+            words.join(" ") + " "
+        })
+        .collect()
+}
+
+/// Pages good and bad, in several kinds of files; returns the recipe.
+fn corpus(dir: &Path) -> RecipeConfig {
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let mut gold = String::new();
+    for i in 0..40 {
+        let text = prose(i, 12);
+        write(
+            &format!("pages/p{i:02}.html"),
+            page(&format!("Page number {i}"), &format!("<p>{text}</p>")).as_bytes(),
+        );
+        let line = json!({"path": format!("pages/p{i:02}.html"), "text": format!("Page number {i}\n\n{}", text.trim()), "kind": "plain"});
+        gold.push_str(&format!("{line}\n"));
+    }
+    // An exact copy with other boilerplate, and a near copy.
+    write("pages/x-exact.html", page("Page number 3", &format!("<div>{}</div>", prose(3, 12))).as_bytes());
+    let near = prose(5, 12) + "This sentence was added to the copy.";
+    write("pages/x-near.html", page("Page number 5", &format!("<p>{near}</p>")).as_bytes());
+    write("pages/x-short.html", page("Short", "<p>Too short.</p>").as_bytes());
+    write("pages/x-same.html", page("Lines", &"<p>The same line again.</p>".repeat(30)).as_bytes());
+    write("pages/x-empty.html", b"<html><body><script>x()</script></body></html>");
+    let german = "Der Lehrer geht jeden Morgen durch den alten Garten und erzählt den Kindern eine lange Geschichte. \
+                  Danach schreibt er einen Brief an seinen Freund in der Stadt, der ihm nie geantwortet hat.";
+    write("pages/x-german.html", page("Garten", &format!("<p>{german}</p>")).as_bytes());
+    let chinese = "小明每天早上都会去学校旁边的公园里散步，他喜欢看那里的花和树，也喜欢和老人们聊天。有一天他在公园里遇到了一位画家，\
+                   画家正在画一棵很老的树。小明问他为什么要画这棵树，画家说因为它见过很多人的故事。从那以后，小明也开始学画画。";
+    let gbk = encoding_rs::GBK
+        .encode(&page("公园", &format!("<p>{chinese}</p>")).replace("<meta charset=utf-8>", ""))
+        .0
+        .into_owned();
+    write("pages/x-gbk.html", &gbk);
+    let mut broken = page("Broken", "<p>x</p>").into_bytes();
+    broken.extend([0x81, 0xff, 0x20].repeat(400));
+    write("pages/x-broken.html", &broken);
+    write("text/a.txt", prose(100, 10).as_bytes());
+    let lines: String =
+        (200..210).map(|i| json!({"id": format!("j{i}"), "text": prose(i, 9)}).to_string() + "\n").collect();
+    write("lines.jsonl", format!("{lines}{{broken\n").as_bytes());
+    let http = |body: &str, status: u16, kind: &str| {
+        let http = format!("HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\n\r\n{body}");
+        format!(
+            "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://site/{status}\r\nContent-Length: {}\r\n\r\n{http}\r\n\r\n",
+            http.len()
+        )
+    };
+    let html = page("From an archive", &format!("<p>{}</p>", prose(300, 12)));
+    let warc = http(&html, 200, "text/html")
+        + "garbage\r\n"
+        + &http(&html, 404, "text/html")
+        + &http("GIF", 200, "image/gif");
+    write("crawl.warc", warc.as_bytes());
+    write("gold.jsonl", gold.as_bytes());
+
+    let at = |p: &str| dir.join(p).display().to_string();
+    let config = json!({
+        "source": [
+            {"kind": "html", "path": at("pages")},
+            {"kind": "text", "path": at("text")},
+            {"kind": "jsonl", "path": at("lines.jsonl"), "limit": 8},
+            {"kind": "warc", "path": at("crawl.warc")},
+        ],
+        "language": {"keep": ["en", "zh"]},
+        "length": {"min_chars": 60},
+        "output": {"shard_pages": 7},
+        "gold": at("gold.jsonl"),
+    });
+    serde_json::from_value(config).unwrap()
+}
+
+fn documents(dir: &Path) -> BTreeMap<String, Document> {
+    document::open(dir).unwrap().map(|d| d.unwrap()).map(|d| (d.id.clone(), d)).collect()
+}
+
+/// Every file below `dir` with its bytes.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(
+                files(&path).into_iter().map(|(p, b)| (PathBuf::from(path.file_name().unwrap()).join(p), b)),
+            );
+        } else {
+            all.insert(path.file_name().unwrap().into(), fs::read(&path).unwrap());
+        }
+    }
+    all
+}
+
+#[track_caller]
+fn assert_same(a: &Path, b: &Path) {
+    let (a, b) = (files(a), files(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, bytes) in &a {
+        assert!(bytes == &b[name], "{} differs", name.display());
+    }
+}
+
+#[test]
+fn pages_are_cleaned_and_every_loss_has_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    let out = dir.path().join("out");
+    let summary = pipeline::run(&config, &out).unwrap();
+
+    let dropped = documents(&out.join("dropped"));
+    let rule = |id: &str| {
+        let d = &dropped[id];
+        format!("{}/{}", d.meta["reason"].as_str().unwrap(), d.meta["rule"].as_str().unwrap())
+    };
+    assert_eq!(rule("html/x-exact.html"), "exact/same_text");
+    assert_eq!(dropped["html/x-exact.html"].meta["duplicate_of"], "html/p03.html");
+    assert_eq!(rule("html/x-near.html"), "minhash/similar_text");
+    assert_eq!(dropped["html/x-near.html"].meta["duplicate_of"], "html/p05.html");
+    assert_eq!(rule("html/x-short.html"), "length/min_chars");
+    assert_eq!(rule("html/x-same.html"), "repetition/dup_para_frac");
+    assert_eq!(rule("html/x-empty.html"), "extract/no_text");
+    assert_eq!(rule("html/x-german.html"), "language/language_de");
+    assert_eq!(rule("html/x-broken.html"), "encoding/max_errors");
+
+    let kept = documents(&out.join("documents"));
+    assert_eq!(kept.len() as u64, summary.documents);
+    assert_eq!(summary.pages, kept.len() as u64 + dropped.len() as u64);
+    assert_eq!(summary.broken, 2, "a broken line and garbage in the archive");
+    let p3 = &kept["html/p03.html"];
+    assert_eq!(p3.text, format!("Page number 3\n\n{}", prose(3, 12).trim()));
+    assert_eq!((p3.lang.as_str(), p3.meta["title"].as_str()), ("en", Some("Page number 3")));
+    assert!(kept["html/x-gbk.html"].text.contains("小明问他为什么要画这棵树"));
+    assert_eq!(kept["html/x-gbk.html"].lang, "zh");
+    assert!(kept.contains_key("text/a.txt") && kept.contains_key("j200") && !kept.contains_key("j208"));
+    assert_eq!(kept["warc/crawl.warc#1"].url, "http://site/200");
+    assert_eq!(summary.gold_f1, Some(1.0));
+
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let funnel = report["funnel"].as_array().unwrap();
+    assert_eq!(funnel.first().unwrap()["documents"], summary.pages);
+    assert_eq!(funnel.last().unwrap()["documents"], summary.documents);
+    assert_eq!(report["gold"]["groups"][0]["kept"], 40);
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(html.contains("<svg") && !html.contains("http://") && !html.contains("<script"));
+    assert!(out.join("provenance.json").is_file() && !out.join(".tmp-work").exists());
+
+    let again = pipeline::run(&config, &out).unwrap();
+    assert!(again.up_to_date && again.documents == summary.documents);
+    let other = RecipeConfig { gold: None, ..config };
+    assert!(!pipeline::run(&other, &out).unwrap().up_to_date);
+}
+
+#[test]
+fn threads_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| pipeline::run(&config, &dir.path().join(format!("out{threads}"))).unwrap());
+    }
+    assert_same(&dir.path().join("out1"), &dir.path().join("out2"));
+    assert_same(&dir.path().join("out1"), &dir.path().join("out5"));
+}
+
+/// Runs in a child of `kills_change_nothing`; does nothing otherwise.
+#[test]
+fn child() {
+    let Ok(dir) = std::env::var("INTERN_DATA_CHILD") else { return };
+    let dir = Path::new(&dir);
+    let config: RecipeConfig = serde_json::from_slice(&fs::read(dir.join("recipe.json")).unwrap()).unwrap();
+    pipeline::run(&config, &dir.join("killed")).unwrap();
+}
+
+#[test]
+fn kills_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    fs::write(dir.path().join("recipe.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    pipeline::run(&config, &dir.path().join("whole")).unwrap();
+    let start = |wait: u64| {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--test-threads=1"])
+            .env("INTERN_DATA_CHILD", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        let _ = child.kill();
+        child.wait().unwrap()
+    };
+    for wait in [5, 20, 35, 50, 65, 80, 95, 110] {
+        start(wait);
+    }
+    pipeline::run(&config, &dir.path().join("killed")).unwrap();
+    assert_same(&dir.path().join("whole"), &dir.path().join("killed"));
+}
+
+#[test]
+fn a_stopped_run_continues_from_its_markers() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    let (whole, half) = (dir.path().join("whole"), dir.path().join("half"));
+    pipeline::run(&config, &whole).unwrap();
+    // A file that disappears in the middle stops the run there.
+    let victim = dir.path().join("pages/p30.html");
+    let bytes = fs::read(&victim).unwrap();
+    fs::remove_file(&victim).unwrap();
+    fs::create_dir(&victim).unwrap();
+    assert!(pipeline::run(&config, &half).is_ok(), "a directory of that name is no page");
+    fs::remove_dir(&victim).unwrap();
+    fs::write(&victim, bytes).unwrap();
+    pipeline::run(&config, &half).unwrap();
+    assert_same(&whole, &half);
+}
+
+#[test]
+fn wrong_recipes_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |config: serde_json::Value, expect: &str| {
+        let config: RecipeConfig = serde_json::from_value(config).unwrap();
+        let error = format!("{:#}", pipeline::run(&config, &dir.path().join("out")).unwrap_err());
+        assert!(error.contains(expect) && error.contains("hint:"), "{error}");
+    };
+    check(json!({}), "no [[source]]");
+    check(json!({"source": [{"kind": "html", "path": "gone-for-good"}]}), "gone-for-good");
+    check(json!({"source": [{"kind": "html"}]}), "no path");
+    check(json!({"source": [{"kind": "html", "path": dir.path()}]}), "no files with .html");
+    check(json!({"source": [{"kind": "html", "path": "a"}, {"kind": "html", "path": "b"}]}), "two sources");
+    assert!(serde_json::from_value::<RecipeConfig>(json!({"sauce": []})).is_err());
+}
+
+#[test]
+fn documents_become_a_tokenizer_and_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    let out = dir.path().join("clean");
+    pipeline::run(&config, &out).unwrap();
+    let documents = vec![out.join("documents")];
+    let settings = serde_json::from_value(json!({"documents": documents, "vocab_size": 400})).unwrap();
+    let bpe = dir.path().join("bpe");
+    assert_eq!(tokenizer::run(&settings, &bpe).unwrap().vocab_size, 400);
+    assert!(tokenizer::run(&settings, &bpe).unwrap().up_to_date);
+
+    let settings =
+        serde_json::from_value(json!({"documents": documents, "tokenizer": bpe, "valid_fraction": 0.2}))
+            .unwrap();
+    let tokens = dir.path().join("tokens");
+    let summary = tokenize::run(&settings, &tokens).unwrap();
+    assert!(summary.valid_documents > 0);
+    assert!(tokenize::run(&settings, &tokens).unwrap().up_to_date);
+    let bpe = intern_tokenizer::Tokenizer::from_path(&bpe).unwrap();
+    let mut texts = Vec::new();
+    for split in ["train", "valid"] {
+        let shard = intern_format::shards::TokenShard::open(&tokens.join(split)).unwrap();
+        for i in 0..shard.num_documents() {
+            let ids = shard.document(i);
+            assert_eq!(ids.last(), bpe.eos_id().as_ref());
+            texts.push(bpe.decode(&ids[..ids.len() - 1], false).unwrap());
+        }
+    }
+    let mut expect: Vec<String> =
+        self::documents(&out.join("documents")).into_values().map(|d| d.text).collect();
+    texts.sort();
+    expect.sort();
+    assert_eq!(texts, expect);
+}

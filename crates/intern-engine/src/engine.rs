@@ -1,0 +1,364 @@
+//! The handle to an engine: loading, configuration, requests and what they hear back.
+//!
+//! Requests go to the engine's thread (`worker`) through a channel; answers come back through
+//! one channel each. Knows token ids and text, no HTTP and no conversations.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, bail, ensure};
+use intern_format::gguf::Gguf;
+use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
+use intern_model::ModelConfig;
+use intern_tokenizer::Tokenizer;
+use serde::{Deserialize, Serialize};
+
+use crate::block_manager::BlockManager;
+use crate::gguf_model;
+use crate::runner::Runner;
+use crate::scheduler::Scheduler;
+use crate::weights::{Weights, load_checkpoint};
+use crate::worker::{State, Submission, Worker};
+
+/// How an engine uses the machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EngineConfig {
+    /// Threads of the forward pass; 0 takes every core.
+    pub threads: usize,
+    /// Positions per block of the KV cache.
+    pub block_size: usize,
+    /// Sequences computed at once; more wait.
+    pub max_num_seqs: usize,
+    /// Tokens per step: decoding sequences take one each, prompts share the rest.
+    pub max_batch_tokens: usize,
+    /// Memory for keys and values, in MiB. Only what is used is touched.
+    pub kv_memory_mb: usize,
+    /// Keys and values as 16-bit floats: half the memory, three digits.
+    pub kv_f16: bool,
+    /// Longest prompt plus answer; the model's own limit if absent.
+    pub max_context: Option<usize>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            block_size: 32,
+            max_num_seqs: 64,
+            max_batch_tokens: 512,
+            kv_memory_mb: 1024,
+            kv_f16: false,
+            max_context: None,
+        }
+    }
+}
+
+/// One request to [`Engine::submit`].
+#[derive(Clone, Debug, Default)]
+pub struct EngineRequest {
+    /// The prompt, at least one token.
+    pub tokens: Vec<u32>,
+    /// How to continue it; `max_tokens = 0` only reads the prompt.
+    pub sampling: Sampling,
+    /// Tokens that end the answer besides the model's own.
+    pub stop_ids: Vec<u32>,
+    /// Score the prompt's tokens from this index on (at least 1: the first has no context).
+    pub score_from: Option<usize>,
+    /// A token to score after the prompt without reading it, so that one more than the context
+    /// fits; needs `score_from` and `max_tokens = 0`.
+    pub score_next: Option<u32>,
+    /// Alternatives to report for each scored token.
+    pub score_top: usize,
+    /// Return the logits of every prompt position.
+    pub prompt_logits: bool,
+}
+
+impl EngineRequest {
+    /// Continues `tokens`.
+    #[must_use]
+    pub fn new(tokens: Vec<u32>, sampling: Sampling) -> Self {
+        Self { tokens, sampling, ..Self::default() }
+    }
+}
+
+/// How the model liked one token of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token.
+    pub id: u32,
+    /// Natural logarithm of its probability given what precedes it.
+    pub logprob: f32,
+    /// Whether it was the likeliest.
+    pub is_greedy: bool,
+    /// The likeliest tokens, as many as `score_top`.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What a request hears, in order. `Done` or `Error` comes last.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// So many of the prompt's tokens were read.
+    Prefill {
+        /// Tokens read.
+        done: usize,
+        /// Tokens to read.
+        total: usize,
+    },
+    /// A token was generated.
+    Token {
+        /// Its id. A token that ends the answer is reported too, with no text.
+        id: u32,
+        /// Text that became certain; often, not always, the token's own.
+        text: String,
+        /// If asked for.
+        logprob: Option<TokenLogprob>,
+    },
+    /// The answer is complete.
+    Done {
+        /// Text that was held back until now.
+        text: String,
+        /// Why it ended.
+        finish: FinishReason,
+        /// Tokens used.
+        usage: Usage,
+        /// One per scored prompt token.
+        scores: Vec<TokenScore>,
+        /// `(T, V)` row-major if asked for, else empty.
+        logits: Vec<f32>,
+    },
+    /// The request failed; others did not.
+    Error(String),
+}
+
+/// What the engine is doing, as of its last step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Blocks of the cache nobody holds.
+    pub free_blocks: usize,
+    /// All blocks of the cache.
+    pub num_blocks: usize,
+    /// Steps taken.
+    pub steps: u64,
+    /// Prompt tokens read, recomputed ones included.
+    pub prompt_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Times a sequence gave up its blocks.
+    pub preemptions: u64,
+}
+
+/// Receives a request's events; false when nobody listens any more.
+pub type Listener = Box<dyn Fn(Event) -> bool + Send>;
+
+/// A loaded model that answers requests; cheap to clone, usable from any thread.
+///
+/// The thread ends and the memory is freed when the last clone is dropped.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    sender: Mutex<Option<Sender<Submission>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    name: String,
+    max_context: usize,
+    eos_ids: Vec<u32>,
+    weight_bytes: usize,
+    stats: Arc<Mutex<Stats>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Closing the channel ends the thread after the step it is in.
+        self.sender.lock().map(|mut s| s.take()).ok();
+        if let Some(thread) = self.thread.lock().ok().and_then(|mut t| t.take()) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Engine {
+    /// Loads a checkpoint directory or a `.gguf` file; `adapter` is merged into a checkpoint.
+    ///
+    /// # Errors
+    /// If files are missing or do not belong together; the message names them.
+    pub fn load(model: &Path, adapter: Option<&Path>, config: &EngineConfig) -> Result<Self> {
+        if model.is_file() {
+            ensure!(
+                adapter.is_none(),
+                "{}: an adapter cannot be merged into a GGUF file\n\
+                 hint: `intern tune merge` it into the checkpoint, then quantize",
+                model.display()
+            );
+            let gguf = Arc::new(Gguf::open(model)?);
+            let tokenizer = Tokenizer::from_gguf(&gguf).with_context(|| model.display().to_string())?;
+            let (weights, facts) = gguf_model::load(&gguf)?;
+            let name = facts.name.unwrap_or_else(|| file_name(model));
+            return Self::start(weights, tokenizer, name, facts.eos_ids, config);
+        }
+        let (weights, facts) = load_checkpoint(model, adapter)?;
+        let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
+        Self::start(weights, tokenizer, file_name(model), facts.eos_ids, config)
+    }
+
+    fn start(
+        weights: Weights,
+        tokenizer: Tokenizer,
+        name: String,
+        mut eos_ids: Vec<u32>,
+        config: &EngineConfig,
+    ) -> Result<Self> {
+        ensure!(config.block_size > 0, "block_size is 0, expected at least 1");
+        ensure!(
+            tokenizer.vocab_size() <= weights.config.vocab_size,
+            "the tokenizer has {} tokens, the model {}\nhint: do they belong together?",
+            tokenizer.vocab_size(),
+            weights.config.vocab_size
+        );
+        if eos_ids.is_empty() {
+            eos_ids = tokenizer.eos_id().into_iter().collect();
+        }
+        let model = weights.config.clone();
+        let element = if config.kv_f16 { 2 } else { 4 };
+        let per_position = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element;
+        let mut max_context = config.max_context.unwrap_or(model.max_position_embeddings).max(1);
+        let wanted = max_context.saturating_mul(config.max_num_seqs.max(1)).div_ceil(config.block_size);
+        let affordable = (config.kv_memory_mb << 20) / (per_position * config.block_size);
+        ensure!(
+            affordable > 0,
+            "kv_memory_mb = {} holds not one block of {} positions\nhint: raise kv_memory_mb",
+            config.kv_memory_mb,
+            config.block_size
+        );
+        let num_blocks = wanted.min(affordable);
+        max_context = max_context.min(num_blocks * config.block_size);
+
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.threads)
+            .thread_name(|i| format!("engine-{i}"))
+            .build()
+            .context("starting the engine's threads")?;
+        let blocks = BlockManager::new(num_blocks, config.block_size);
+        let weight_bytes = weights.nbytes();
+        let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
+        let worker = Worker {
+            runner: Runner::new(weights, num_blocks, config.block_size, config.kv_f16),
+            scheduler: Scheduler::new(blocks, config.max_num_seqs, config.max_batch_tokens),
+            tokenizer: tokenizer.clone(),
+            eos_ids: eos_ids.clone(),
+            vocab_size: model.vocab_size,
+            max_context,
+            published: stats.clone(),
+            state: State::default(),
+        };
+        let (sender, receiver) = channel();
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || worker.run(&receiver, &pool))
+            .context("starting the engine's thread")?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                sender: Mutex::new(Some(sender)),
+                thread: Mutex::new(Some(thread)),
+                tokenizer,
+                config: model,
+                name,
+                max_context,
+                eos_ids,
+                weight_bytes,
+                stats,
+            }),
+        })
+    }
+
+    /// The model's tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.inner.config
+    }
+
+    /// File or directory name, or the name a GGUF file gives itself.
+    #[must_use]
+    pub fn model_name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Longest prompt plus answer, in tokens.
+    #[must_use]
+    pub fn context_length(&self) -> usize {
+        self.inner.max_context
+    }
+
+    /// Tokens that end an answer.
+    #[must_use]
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.inner.eos_ids
+    }
+
+    /// Bytes of the weights' matrices.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        self.inner.weight_bytes
+    }
+
+    /// What the engine is doing.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        *self.inner.stats.lock().expect("no code panics while holding this lock")
+    }
+
+    /// Queues a request. Dropping the receiver cancels it.
+    #[must_use]
+    pub fn submit(&self, request: EngineRequest) -> Receiver<Event> {
+        let (sender, receiver) = channel();
+        self.submit_to(request, Box::new(move |event| sender.send(event).is_ok()));
+        receiver
+    }
+
+    /// Queues a request whose events go to `listener`, on the engine's thread.
+    pub fn submit_to(&self, request: EngineRequest, listener: Listener) {
+        let sender = self.inner.sender.lock().expect("no code panics while holding this lock");
+        let sender = sender.as_ref().expect("the channel closes only when the engine is dropped");
+        if let Err(unsent) = sender.send(Submission { request, listener }) {
+            (unsent.0.listener)(Event::Error("the engine has stopped".to_owned()));
+        }
+    }
+
+    /// The logits of every position, `(T, V)` row-major.
+    ///
+    /// # Errors
+    /// If there are no tokens, too many, or ids outside the vocabulary.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let sampling = Sampling { max_tokens: 0, ..Sampling::default() };
+        let request = EngineRequest { prompt_logits: true, ..EngineRequest::new(tokens.to_vec(), sampling) };
+        for event in self.submit(request) {
+            match event {
+                Event::Done { logits, .. } => return Ok(logits),
+                Event::Error(message) => bail!(message),
+                Event::Prefill { .. } | Event::Token { .. } => {}
+            }
+        }
+        bail!("the engine has stopped")
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    path.file_stem().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
+}

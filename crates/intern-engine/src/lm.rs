@@ -1,0 +1,196 @@
+//! [`LanguageModel`] for the engine: text in, text out, requests of one call batched.
+
+use std::sync::mpsc::channel;
+
+use anyhow::{Context, Result, anyhow};
+use intern_format::conversation::Message;
+use intern_lm::tools::{Piece, ToolFormat, ToolSplitter};
+use intern_lm::{
+    ChatRequest, ChatResponse, Completion, FinishReason, GenerateRequest, LanguageModel, Prompt, Sampling,
+    Score, ScoreRequest, Sink, TokenLogprob, ToolChoice, Usage,
+};
+
+use crate::engine::{Engine, EngineRequest, Event, TokenScore};
+use crate::score::{total, windows};
+
+/// Everything one request produced.
+struct Answer {
+    text: String,
+    tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
+    scores: Vec<TokenScore>,
+    finish: FinishReason,
+    usage: Usage,
+}
+
+impl Engine {
+    /// Runs requests together; answers in order. `sink` gets each new piece of text.
+    fn run_all(&self, requests: Vec<EngineRequest>, sink: Sink) -> Result<Vec<Answer>> {
+        let (sender, receiver) = channel();
+        let mut answers: Vec<Answer> = Vec::with_capacity(requests.len());
+        let mut pending = requests.len();
+        for (i, request) in requests.into_iter().enumerate() {
+            answers.push(Answer {
+                text: String::new(),
+                tokens: Vec::new(),
+                logprobs: Vec::new(),
+                scores: Vec::new(),
+                finish: FinishReason::Length,
+                usage: Usage::default(),
+            });
+            let sender = sender.clone();
+            self.submit_to(request, Box::new(move |event| sender.send((i, event)).is_ok()));
+        }
+        drop(sender);
+        while pending > 0 {
+            // Returning on an error drops the receiver, which cancels the others.
+            let (i, event) = receiver.recv().context("the engine has stopped")?;
+            let answer = &mut answers[i];
+            match event {
+                Event::Prefill { .. } => {}
+                Event::Token { id, text, logprob } => {
+                    answer.tokens.push(id);
+                    answer.logprobs.extend(logprob);
+                    answer.extend_text(i, &text, sink);
+                }
+                Event::Done { text, finish, usage, scores, .. } => {
+                    answer.extend_text(i, &text, sink);
+                    (answer.finish, answer.usage, answer.scores) = (finish, usage, scores);
+                    pending -= 1;
+                }
+                Event::Error(message) => return Err(anyhow!(message).context(format!("request {i}"))),
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The engine's request for a conversation, and how to read the answer.
+    fn chat_request(&self, request: &ChatRequest) -> Result<(EngineRequest, ToolSplitter)> {
+        let tokenizer = self.tokenizer();
+        let tools = if request.tool_choice == ToolChoice::None { &[][..] } else { &request.tools[..] };
+        let tokens = tokenizer.encode_chat(&request.messages, tools, true)?;
+        let format = match tokenizer.chat_template() {
+            Some(template) if !tools.is_empty() && !request.raw => ToolFormat::detect(template.source()),
+            _ => ToolFormat::None,
+        };
+        let mut sampling = request.sampling.clone();
+        // The markers of tool calls are special tokens.
+        sampling.keep_special |= format != ToolFormat::None;
+        let mut engine_request = EngineRequest::new(tokens, sampling);
+        engine_request.stop_ids = tokenizer.end_ids();
+        let earlier_calls = request.messages.iter().map(|m| m.tool_calls.len()).sum();
+        Ok((engine_request, ToolSplitter::new(format, earlier_calls)))
+    }
+}
+
+impl Answer {
+    fn extend_text(&mut self, i: usize, text: &str, sink: &mut dyn FnMut(usize, &str)) {
+        if !text.is_empty() {
+            self.text.push_str(text);
+            sink(i, text);
+        }
+    }
+
+    fn into_completion(self, wants_logprobs: bool) -> Completion {
+        Completion {
+            text: self.text,
+            tokens: self.tokens,
+            finish: self.finish,
+            usage: self.usage,
+            logprobs: wants_logprobs.then_some(self.logprobs),
+        }
+    }
+}
+
+/// Content and calls from the splitter's pieces.
+fn collect(pieces: Vec<Piece>, message: &mut Message, sink: &mut dyn FnMut(usize, &str)) {
+    for piece in pieces {
+        match piece {
+            Piece::Text(text) => {
+                message.content.push_str(&text);
+                sink(0, &text);
+            }
+            Piece::Call(call) => message.tool_calls.push(call),
+        }
+    }
+}
+
+fn response(message: Message, answer: &Answer) -> ChatResponse {
+    let finish = match (answer.finish, message.tool_calls.is_empty()) {
+        (FinishReason::Stop, false) => FinishReason::ToolCalls,
+        (finish, _) => finish,
+    };
+    ChatResponse { message, finish, usage: answer.usage }
+}
+
+impl LanguageModel for Engine {
+    fn name(&self) -> &str {
+        self.model_name()
+    }
+
+    fn max_context(&self) -> Option<usize> {
+        Some(self.context_length())
+    }
+
+    fn generate(&self, requests: &[GenerateRequest], sink: Sink) -> Result<Vec<Completion>> {
+        let engine_requests = requests.iter().map(|request| {
+            let tokens = match &request.prompt {
+                Prompt::Text(text) => self.tokenizer().encode(text, true)?,
+                Prompt::Tokens(tokens) => tokens.clone(),
+            };
+            Ok(EngineRequest::new(tokens, request.sampling.clone()))
+        });
+        let answers = self.run_all(engine_requests.collect::<Result<_>>()?, sink)?;
+        let wants = requests.iter().map(|r| r.sampling.logprobs.is_some());
+        Ok(answers.into_iter().zip(wants).map(|(answer, wants)| answer.into_completion(wants)).collect())
+    }
+
+    fn score(&self, requests: &[ScoreRequest]) -> Result<Vec<Score>> {
+        let mut engine_requests = Vec::new();
+        let mut num_windows = Vec::with_capacity(requests.len());
+        for request in requests {
+            let windows = windows(request, self.tokenizer(), self.context_length())?;
+            num_windows.push(windows.len());
+            for mut window in windows {
+                let from = window.tokens.len() - window.scored;
+                // The last token is scored, not read; so one more than the context fits.
+                let last = window.tokens.pop().expect("a scored token is there");
+                let sampling = Sampling { max_tokens: 0, ..Sampling::default() };
+                engine_requests.push(EngineRequest {
+                    score_from: Some(from),
+                    score_next: Some(last),
+                    ..EngineRequest::new(window.tokens, sampling)
+                });
+            }
+        }
+        let mut answers = self.run_all(engine_requests, &mut |_, _| {})?.into_iter();
+        let score = |n: usize| {
+            let scores = answers.by_ref().take(n).flat_map(|a| a.scores);
+            total(scores.map(|s| (s.logprob, s.is_greedy)))
+        };
+        Ok(num_windows.into_iter().map(score).collect())
+    }
+
+    fn chat(&self, request: &ChatRequest, sink: Sink) -> Result<ChatResponse> {
+        let (engine_request, mut splitter) = self.chat_request(request)?;
+        let mut message = Message::new("assistant", "");
+        let mut answers = self.run_all(vec![engine_request], &mut |_, text| {
+            collect(splitter.push(text), &mut message, sink);
+        })?;
+        collect(splitter.finish(), &mut message, sink);
+        Ok(response(message, &answers.remove(0)))
+    }
+
+    fn chat_batch(&self, requests: &[ChatRequest]) -> Result<Vec<ChatResponse>> {
+        let prepared = requests.iter().map(|r| self.chat_request(r)).collect::<Result<Vec<_>>>()?;
+        let (engine_requests, splitters): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
+        let answers = self.run_all(engine_requests, &mut |_, _| {})?;
+        let read = |(answer, mut splitter): (Answer, ToolSplitter)| {
+            let mut message = Message::new("assistant", "");
+            collect(splitter.push(&answer.text), &mut message, &mut |_, _| {});
+            collect(splitter.finish(), &mut message, &mut |_, _| {});
+            response(message, &answer)
+        };
+        Ok(answers.into_iter().zip(splitters).map(read).collect())
+    }
+}

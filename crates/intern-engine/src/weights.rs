@@ -1,0 +1,384 @@
+//! The weights of a decoder as the runner wants them: matrices in their stored form, borrowed
+//! from mapped files where possible, vectors as f32, and where each head lies in a row of
+//! queries, keys and values.
+//!
+//! [`load`] takes a checkpoint directory (an adapter is merged on the way, touched matrices
+//! become f32) or a GGUF file. InternLM2's fused `wqkv` is used as it is: its head order is
+//! a table of offsets, not a copy.
+
+use std::any::Any;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use intern_format::adapter::Adapter;
+use intern_format::checkpoint::{Checkpoint, DType};
+use intern_kernels::matmul::{MatrixRef, Part};
+use intern_kernels::quant::BlockType;
+use intern_model::ModelConfig;
+use intern_model::weights::{QkvNames, layer_names, outer_names};
+
+/// Bytes that stay where they are: their own, or part of something mapped.
+pub(crate) struct Bytes {
+    data: *const [u8],
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the bytes are read-only, and the owner that keeps them may cross threads.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
+
+impl Bytes {
+    /// Takes ownership.
+    pub fn owned(data: Vec<u8>) -> Self {
+        let owner = Arc::new(data);
+        let data: *const [u8] = owner.as_slice();
+        Self { data, _owner: owner }
+    }
+
+    /// Keeps `owner` alive for the part of it that `part` returns.
+    pub fn part_of<T: Send + Sync + 'static>(owner: &Arc<T>, part: impl FnOnce(&T) -> &[u8]) -> Self {
+        let data: *const [u8] = part(owner);
+        Self { data, _owner: owner.clone() }
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the slice was borrowed from the owner, which lives behind an Arc we hold and
+        // is never changed, so neither it nor the heap or map it points to moves.
+        unsafe { &*self.data }
+    }
+}
+
+/// A stored matrix.
+pub(crate) struct Matrix {
+    pub ty: BlockType,
+    pub rows: usize,
+    pub cols: usize,
+    pub data: Bytes,
+}
+
+impl Matrix {
+    /// For `matmul`, writing from `column` on.
+    pub fn part(&self, column: usize) -> Part<'_> {
+        Part { weight: self.view(), column }
+    }
+
+    pub fn view(&self) -> MatrixRef<'_> {
+        MatrixRef::new(self.ty, self.rows, self.cols, &self.data)
+    }
+}
+
+/// One decoder layer.
+pub(crate) struct Layer {
+    pub attention_norm: Vec<f32>,
+    /// Matrices with the column of a `qkv` row at which their output starts.
+    pub qkv: Vec<(Matrix, usize)>,
+    /// In `qkv` row order; empty for none. So are all biases.
+    pub qkv_bias: Vec<f32>,
+    /// Norms over query and key heads.
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    pub o: Matrix,
+    pub o_bias: Vec<f32>,
+    pub ffn_norm: Vec<f32>,
+    pub gate: Matrix,
+    pub gate_bias: Vec<f32>,
+    pub up: Matrix,
+    pub up_bias: Vec<f32>,
+    pub down: Matrix,
+    pub down_bias: Vec<f32>,
+}
+
+/// Where heads start in a `qkv` row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HeadOffsets {
+    pub q: Vec<usize>,
+    pub k: Vec<usize>,
+    pub v: Vec<usize>,
+}
+
+impl HeadOffsets {
+    /// All queries, then all keys, then all values.
+    pub fn separate(config: &ModelConfig) -> Self {
+        let (h, g, d) = (config.num_heads, config.num_kv_heads, config.head_dim);
+        let run = |start: usize, n: usize| (start..start + n).map(|i| i * d).collect();
+        Self { q: run(0, h), k: run(h, g), v: run(h + g, g) }
+    }
+
+    /// Per key/value head: its queries, its key, its value.
+    pub fn grouped(config: &ModelConfig) -> Self {
+        let (h, g, d) = (config.num_heads, config.num_kv_heads, config.head_dim);
+        let per = h / g;
+        let at = |group: usize, slot: usize| (group * (per + 2) + slot) * d;
+        Self {
+            q: (0..h).map(|i| at(i / per, i % per)).collect(),
+            k: (0..g).map(|i| at(i, per)).collect(),
+            v: (0..g).map(|i| at(i, per + 1)).collect(),
+        }
+    }
+}
+
+/// A whole model.
+pub(crate) struct Weights {
+    pub config: ModelConfig,
+    pub embedding: Matrix,
+    pub layers: Vec<Layer>,
+    pub norm: Vec<f32>,
+    /// `None` when the embedding serves as head.
+    pub head: Option<Matrix>,
+    pub heads: HeadOffsets,
+    /// RoPE pairs `(2i, 2i + 1)` instead of `(i, i + D/2)`.
+    pub interleaved: bool,
+    /// Divides each rotary frequency (GGUF's `rope_freqs`); empty for none.
+    pub rope_factors: Vec<f32>,
+}
+
+impl Weights {
+    pub fn head(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Elements of a `qkv` row.
+    pub fn qkv_len(&self) -> usize {
+        (self.config.num_heads + 2 * self.config.num_kv_heads) * self.config.head_dim
+    }
+
+    /// Bytes of all matrices.
+    pub fn nbytes(&self) -> usize {
+        let of_layer = |l: &Layer| {
+            let qkv: usize = l.qkv.iter().map(|(m, _)| m.data.len()).sum();
+            qkv + l.o.data.len() + l.gate.data.len() + l.up.data.len() + l.down.data.len()
+        };
+        let outer = self.embedding.data.len() + self.head.as_ref().map_or(0, |m| m.data.len());
+        outer + self.layers.iter().map(of_layer).sum::<usize>()
+    }
+}
+
+/// What [`load_checkpoint`] reads besides weights.
+pub(crate) struct CheckpointFacts {
+    /// Tokens that end a generation.
+    pub eos_ids: Vec<u32>,
+}
+
+/// Loads a Hugging Face directory, with a LoRA adapter merged into the matrices it touches.
+pub(crate) fn load_checkpoint(dir: &Path, adapter: Option<&Path>) -> Result<(Weights, CheckpointFacts)> {
+    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
+    let adapter = match adapter {
+        Some(path) => Some(Merge::open(path, &checkpoint)?),
+        None => None,
+    };
+    let source = Source { dir, checkpoint: &checkpoint, adapter };
+
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    let outer = outer_names(config.arch);
+    let mut layers = Vec::with_capacity(config.num_layers);
+    for i in 0..config.num_layers {
+        let names = layer_names(config.arch, i);
+        let mut qkv_bias = Vec::new();
+        let mut qkv = Vec::new();
+        let mut column = 0;
+        let parts: Vec<(&str, usize)> = match &names.qkv {
+            QkvNames::Fused(name) => vec![(name, q + 2 * kv)],
+            QkvNames::Separate([a, b, c]) => vec![(a, q), (b, kv), (c, kv)],
+        };
+        for (name, rows) in parts {
+            qkv.push((source.matrix(name, rows, hidden)?, column));
+            qkv_bias.extend(source.bias(name, rows, config.attention_bias)?);
+            column += rows;
+        }
+        let qk_norm = match &names.qk_norm {
+            Some((q, k)) => Some((source.vector(q, config.head_dim)?, source.vector(k, config.head_dim)?)),
+            None => None,
+        };
+        layers.push(Layer {
+            attention_norm: source.vector(&names.attention_norm, hidden)?,
+            qkv,
+            qkv_bias,
+            qk_norm,
+            o: source.matrix(&names.o, hidden, q)?,
+            o_bias: source.bias(&names.o, hidden, config.output_bias)?,
+            ffn_norm: source.vector(&names.ffn_norm, hidden)?,
+            gate: source.matrix(&names.gate, inner, hidden)?,
+            gate_bias: source.bias(&names.gate, inner, config.mlp_bias)?,
+            up: source.matrix(&names.up, inner, hidden)?,
+            up_bias: source.bias(&names.up, inner, config.mlp_bias)?,
+            down: source.matrix(&names.down, hidden, inner)?,
+            down_bias: source.bias(&names.down, hidden, config.mlp_bias)?,
+        });
+    }
+    let weights = Weights {
+        embedding: source.matrix(outer.embedding, config.vocab_size, hidden)?,
+        norm: source.vector(outer.norm, hidden)?,
+        head: match config.tie_word_embeddings {
+            true => None,
+            false => Some(source.matrix(outer.head, config.vocab_size, hidden)?),
+        },
+        heads: if config.has_fused_qkv() {
+            HeadOffsets::grouped(&config)
+        } else {
+            HeadOffsets::separate(&config)
+        },
+        interleaved: false,
+        rope_factors: Vec::new(),
+        layers,
+        config,
+    };
+    if let Some(merge) = &source.adapter {
+        merge.check_all_used()?;
+    }
+    let eos_ids = checkpoint_eos_ids(&checkpoint, &weights.config);
+    Ok((weights, CheckpointFacts { eos_ids }))
+}
+
+/// `eos_token_id` of `generation_config.json`, else of `config.json`.
+pub(crate) fn checkpoint_eos_ids(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<u32> {
+    match token_ids(checkpoint.generation_config().get("eos_token_id")) {
+        ids if ids.is_empty() => config.eos_token_ids.clone(),
+        ids => ids,
+    }
+}
+
+/// One id or a list of them.
+fn token_ids(value: Option<&serde_json::Value>) -> Vec<u32> {
+    let id = |v: &serde_json::Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value {
+        Some(serde_json::Value::Array(ids)) => ids.iter().filter_map(id).collect(),
+        Some(value) => id(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// Where the tensors of a checkpoint come from.
+struct Source<'a> {
+    dir: &'a Path,
+    checkpoint: &'a Arc<Checkpoint>,
+    adapter: Option<Merge>,
+}
+
+impl Source<'_> {
+    fn check(&self, name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+        ensure!(
+            found == expected,
+            "{}: tensor {name} has shape {found:?}, expected {expected:?}\n\
+             hint: config.json and the weights do not belong together",
+            self.dir.display()
+        );
+        Ok(())
+    }
+
+    fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let name = format!("{module}.weight");
+        let view = self.checkpoint.tensor(&name)?;
+        self.check(&name, &view.shape, &[rows, cols])?;
+        if let Some(delta) = self.adapter.as_ref().map(|a| a.delta(module, rows, cols)).transpose()?.flatten()
+        {
+            let mut merged = view.to_f32();
+            merged.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
+            return Ok(Matrix { ty: BlockType::F32, rows, cols, data: f32_bytes(&merged) });
+        }
+        let ty = match view.dtype {
+            DType::F32 => BlockType::F32,
+            DType::F16 => BlockType::F16,
+            DType::BF16 => BlockType::BF16,
+            // Rare types are widened once.
+            _ => return Ok(Matrix { ty: BlockType::F32, rows, cols, data: f32_bytes(&view.to_f32()) }),
+        };
+        let data = Bytes::part_of(self.checkpoint, |c| c.tensor(&name).expect("it was there above").data);
+        Ok(Matrix { ty, rows, cols, data })
+    }
+
+    fn vector(&self, module: &str, len: usize) -> Result<Vec<f32>> {
+        self.named_vector(&format!("{module}.weight"), len)
+    }
+
+    fn bias(&self, module: &str, len: usize, wanted: bool) -> Result<Vec<f32>> {
+        if wanted { self.named_vector(&format!("{module}.bias"), len) } else { Ok(Vec::new()) }
+    }
+
+    fn named_vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let view = self.checkpoint.tensor(name)?;
+        self.check(name, &view.shape, &[len])?;
+        Ok(view.to_f32())
+    }
+}
+
+pub(crate) fn f32_bytes(values: &[f32]) -> Bytes {
+    Bytes::owned(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+}
+
+/// A PEFT adapter to add to the base matrices.
+struct Merge {
+    path: std::path::PathBuf,
+    adapter: Adapter,
+    used: std::cell::RefCell<std::collections::BTreeSet<String>>,
+}
+
+impl Merge {
+    fn open(path: &Path, checkpoint: &Checkpoint) -> Result<Self> {
+        let adapter = intern_format::adapter::open(path)?;
+        let unsupported = [
+            (adapter.config.use_dora, "DoRA"),
+            (adapter.config.fan_in_fan_out, "fan_in_fan_out"),
+            (adapter.config.bias != "none", "trained biases"),
+            (adapter.config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()), "modules_to_save"),
+        ];
+        if let Some((_, what)) = unsupported.iter().find(|(found, _)| *found) {
+            bail!(
+                "{}: adapters with {what} are not supported\nhint: merge it with PEFT first",
+                path.display()
+            );
+        }
+        if adapter.file.names().next().is_none() {
+            bail!("{}: the adapter holds no tensors", path.display());
+        }
+        debug_assert!(checkpoint.names().next().is_some());
+        Ok(Self { path: path.to_path_buf(), adapter, used: Default::default() })
+    }
+
+    /// `scale * B A` for `module`, `(rows, cols)`, if the adapter has it.
+    fn delta(&self, module: &str, rows: usize, cols: usize) -> Result<Option<Vec<f32>>> {
+        let name = |which: &str| format!("base_model.model.{module}.{which}.weight");
+        let (name_a, name_b) = (name("lora_A"), name("lora_B"));
+        if !self.adapter.file.contains(&name_a) {
+            return Ok(None);
+        }
+        let (a, b) = (self.adapter.file.tensor(&name_a)?, self.adapter.file.tensor(&name_b)?);
+        let r = self.adapter.config.r;
+        for (name, found, expected) in [(&name_a, &a.shape, [r, cols]), (&name_b, &b.shape, [rows, r])] {
+            ensure!(
+                *found == expected,
+                "{}: tensor {name} has shape {found:?}, expected {expected:?}\n\
+                 hint: does the adapter belong to this base model?",
+                self.path.display()
+            );
+        }
+        let (a, b, scale) = (a.to_f32(), b.to_f32(), self.adapter.config.scale() as f32);
+        let mut delta = vec![0.0f32; rows * cols];
+        for (row, b) in delta.chunks_exact_mut(cols).zip(b.chunks_exact(r)) {
+            for (&b, a) in b.iter().zip(a.chunks_exact(cols)) {
+                row.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
+            }
+            row.iter_mut().for_each(|d| *d *= scale);
+        }
+        self.used.borrow_mut().extend([name_a, name_b]);
+        Ok(Some(delta))
+    }
+
+    /// A tensor nobody asked for means the adapter is for another model.
+    fn check_all_used(&self) -> Result<()> {
+        let used = self.used.borrow();
+        if let Some(name) = self.adapter.file.names().find(|n| !used.contains(*n)) {
+            bail!(
+                "{}: tensor {name} fits no projection of the base model\n\
+                 hint: does the adapter belong to this base model?",
+                self.path.display()
+            );
+        }
+        Ok(())
+    }
+}

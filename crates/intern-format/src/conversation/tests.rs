@@ -1,1 +1,0 @@
-//! Every shape, by example and on the asset files.

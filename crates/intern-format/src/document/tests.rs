@@ -1,1 +1,0 @@
-//! Shapes, round trips, damage.

@@ -1,1 +1,0 @@
-//! Round trips, damage, and files written by gguf-py.

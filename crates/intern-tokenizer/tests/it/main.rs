@@ -1,0 +1,6 @@
+//! Tests of the crate from outside, against reference implementations and real files.
+
+mod chat;
+mod gguf;
+mod ids;
+mod support;

@@ -1,0 +1,228 @@
+//! `intern data`: raw pages → documents → tokenizer and token shards.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use intern_data::pipeline::{self, RecipeConfig};
+use intern_data::show::{self, ShowConfig};
+use intern_data::synth::{self, SynthConfig};
+use intern_data::tokenize::{self, TokenizeConfig};
+use intern_data::tokenizer::{self, TokenizerConfig};
+use intern_progress::human;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Arguments of `intern data`.
+#[derive(Args)]
+pub struct DataArgs {
+    #[command(subcommand)]
+    command: DataCommand,
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Cleans raw pages: extraction, language, length, repetition, quality, duplicates.
+    ///
+    /// Writes OUT/documents and OUT/dropped (JSON lines), OUT/report.json and OUT/report.html.
+    /// Killed at any moment, the same command goes on and ends with the same bytes.
+    #[command(after_help = "Examples:
+  intern data run configs/rust-docs.toml --out runs/rust-docs
+  intern data run configs/data/crawl.toml --out runs/crawl --set dedup.minhash.threshold=0.8
+  intern data show runs/rust-docs --dropped")]
+    Run(JobArgs),
+    /// Trains a byte-level BPE tokenizer on documents.
+    #[command(after_help = "Examples:
+  intern data tokenizer configs/data/tokenizer.toml --out runs/tokenizer
+  intern data tokenizer configs/data/tokenizer.toml --out runs/small --set vocab_size=4096")]
+    Tokenizer(JobArgs),
+    /// Turns documents into Megatron token shards, train and valid.
+    #[command(after_help = "Examples:
+  intern data tokenize configs/data/tokenize.toml --out runs/tokens
+  intern data tokenize configs/data/tokenize.toml --out runs/tokens --set valid_fraction=0.01")]
+    Tokenize(JobArgs),
+    /// Makes lessons with known answers: web pages, conversations, held-out problems.
+    #[command(after_help = "Examples:
+  intern data synth configs/data/synth.toml --out runs/lessons
+  intern data synth --out runs/lessons --set seed=2 --set pages=100")]
+    Synth(SynthArgs),
+    /// Prints documents.
+    #[command(after_help = "Examples:
+  intern data show runs/rust-docs -n 3
+  intern data show runs/rust-docs --dropped --id rust-docs/std/index.html
+  intern data show runs/tokens/train --tokenizer runs/tokenizer")]
+    Show(ShowArgs),
+}
+
+#[derive(Args)]
+struct JobArgs {
+    /// The configuration, one TOML file for one complete run.
+    config: PathBuf,
+    /// Directory to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Overrides a setting. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct SynthArgs {
+    /// The configuration; all settings have defaults.
+    config: Option<PathBuf>,
+    /// Directory to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Overrides a setting. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the result as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ShowArgs {
+    /// A document file, a directory of them, the directory of a run, or a token shard.
+    path: PathBuf,
+    /// How many.
+    #[arg(short, long, default_value_t = 5)]
+    n: usize,
+    /// Only this document; documents of a shard are numbered from 0.
+    #[arg(long)]
+    id: Option<String>,
+    /// The dropped documents of a run, with their reasons.
+    #[arg(long)]
+    dropped: bool,
+    /// Decodes a token shard with this tokenizer.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// Print JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `intern data`.
+///
+/// # Errors
+/// Whatever the subcommand fails with.
+pub fn run(args: DataArgs) -> Result<()> {
+    match args.command {
+        DataCommand::Run(args) => {
+            let out = args.out.clone();
+            job(args, pipeline::run, |s: &pipeline::Summary| run_table(s, &out))
+        }
+        DataCommand::Tokenizer(args) => job(args, tokenizer::run, |s: &tokenizer::Summary| {
+            vec![
+                ("vocabulary", format!("{} tokens", s.vocab_size)),
+                (
+                    "learned from",
+                    format!("{} documents, {} characters", s.documents, human(s.characters as f64)),
+                ),
+            ]
+        }),
+        DataCommand::Tokenize(args) => job(args, tokenize::run, |s: &tokenize::Summary| {
+            let bytes = s.bytes as f64 / (s.tokens + s.valid_tokens).max(1) as f64;
+            vec![
+                ("train", format!("{} documents, {} tokens", s.documents, human(s.tokens as f64))),
+                (
+                    "valid",
+                    format!("{} documents, {} tokens", s.valid_documents, human(s.valid_tokens as f64)),
+                ),
+                ("bytes per token", format!("{bytes:.2}")),
+            ]
+        }),
+        DataCommand::Synth(args) => run_synth(&args),
+        DataCommand::Show(args) => run_show(args),
+    }
+}
+
+fn job<C: DeserializeOwned, S: Serialize>(
+    args: JobArgs,
+    run: impl FnOnce(&C, &Path) -> Result<S>,
+    table: impl FnOnce(&S) -> Vec<(&'static str, String)>,
+) -> Result<()> {
+    intern_progress::set_silent(args.json);
+    let config: C = crate::config::load(&args.config, &args.sets)?;
+    let summary = run(&config, &args.out)?;
+    print(&summary, args.json, table)
+}
+
+fn run_synth(args: &SynthArgs) -> Result<()> {
+    intern_progress::set_silent(args.json);
+    let config: SynthConfig = match &args.config {
+        Some(path) => crate::config::load(path, &args.sets)?,
+        None => crate::config::resolve(toml::Table::new(), &args.sets, "data synth")?,
+    };
+    let summary = synth::run(&config, &args.out)?;
+    print(&summary, args.json, |s| {
+        vec![
+            ("pages", s.pages.to_string()),
+            ("conversations", s.conversations.to_string()),
+            ("held-out problems", s.heldout.to_string()),
+        ]
+    })
+}
+
+fn run_show(args: ShowArgs) -> Result<()> {
+    let config = ShowConfig {
+        path: args.path,
+        n: args.n,
+        id: args.id,
+        dropped: args.dropped,
+        tokenizer: args.tokenizer,
+    };
+    for document in show::find(&config)? {
+        if args.json {
+            println!("{}", serde_json::to_string(&document)?);
+        } else {
+            println!("{}", show::pretty(&document));
+        }
+    }
+    Ok(())
+}
+
+fn run_table(s: &pipeline::Summary, out: &Path) -> Vec<(&'static str, String)> {
+    let share = 100.0 * s.documents as f64 / s.pages.max(1) as f64;
+    let mut rows = vec![
+        ("pages read", s.pages.to_string()),
+        (
+            "documents kept",
+            format!("{} ({share:.1} %), {} characters", s.documents, human(s.characters as f64)),
+        ),
+        ("dropped", s.dropped.to_string()),
+    ];
+    if s.broken > 0 {
+        rows.push(("broken records", s.broken.to_string()));
+    }
+    if let Some(f1) = s.gold_f1 {
+        rows.push(("extraction F1", format!("{f1:.4}")));
+    }
+    if s.up_to_date {
+        rows.push(("", "already up to date".into()));
+    } else {
+        rows.push(("speed", format!("{} pages/s, {:.1} s", human(s.pages_per_second.round()), s.seconds)));
+    }
+    rows.push(("report", out.join("report.html").display().to_string()));
+    rows
+}
+
+fn print<S: Serialize>(
+    summary: &S,
+    json: bool,
+    table: impl FnOnce(&S) -> Vec<(&'static str, String)>,
+) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(summary)?);
+        return Ok(());
+    }
+    let rows = table(summary);
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in rows {
+        println!("{name:>width$}  {value}");
+    }
+    Ok(())
+}

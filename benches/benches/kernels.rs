@@ -56,8 +56,8 @@ intern_kernels::multiversion! {
         let mut acc = [0.0f32; 96];
         acc.copy_from_slice(lanes);
         for _ in 0..rounds {
-            for l in 0..96 {
-                acc[l] = acc[l].mul_add(factor, 0.001);
+            for a in &mut acc {
+                *a = a.mul_add(factor, 0.001);
             }
         }
         lanes.copy_from_slice(&acc);

@@ -26,11 +26,16 @@ fn page(title: &str, text: &str) -> String {
 fn prose(n: usize, sentences: usize) -> String {
     let nouns = "river teacher garden machine letter winter mountain friend story market bridge forest doctor island \
                  window village captain harvest lantern journey painter kitchen valley soldier orchard harbour meadow";
-    let verbs = "follows remembers builds crosses paints answers repairs carries watches forgets explains protects";
+    let verbs =
+        "follows remembers builds crosses paints answers repairs carries watches forgets explains protects";
     let frames = [
-        "The A V the B near a C.", "Every A that V its B will also need the C.", "In those years a A V one B and no C.",
-        "It is said that the A V both the B and the C.", "When a A V the B, there is hardly a C left to see.",
-        "My A never V the B without the C.", "Perhaps some A V this B for the sake of that C.",
+        "The A V the B near a C.",
+        "Every A that V its B will also need the C.",
+        "In those years a A V one B and no C.",
+        "It is said that the A V both the B and the C.",
+        "When a A V the B, there is hardly a C left to see.",
+        "My A never V the B without the C.",
+        "Perhaps some A V this B for the sake of that C.",
         "Long after the C was gone, a A still V the B.",
     ];
     let mut rng = intern_kernels::rng::Rng::new(7, n as u64);

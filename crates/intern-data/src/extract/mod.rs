@@ -7,7 +7,6 @@
 
 mod blocks;
 mod dom;
-pub mod debug;
 mod hints;
 mod meta;
 mod render;

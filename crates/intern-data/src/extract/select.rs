@@ -23,7 +23,7 @@ pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block]) -> Vec<usize> {
     if blocks.is_empty() {
         return Vec::new();
     }
-    let weights: Vec<f32> = blocks.iter().map(|b| weight(b)).collect();
+    let weights: Vec<f32> = blocks.iter().map(weight).collect();
     let mut sums = vec![0f32; dom.nodes.len()];
     for (b, w) in blocks.iter().zip(&weights) {
         sums[b.node as usize] += w;

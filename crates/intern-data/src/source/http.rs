@@ -80,8 +80,7 @@ fn split_head(bytes: &[u8]) -> (&[u8], &[u8]) {
 fn dechunk(body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(body.len());
     let mut rest = body;
-    loop {
-        let Some(end) = rest.iter().position(|&b| b == b'\n').filter(|e| *e < 100) else { break };
+    while let Some(end) = rest.iter().position(|&b| b == b'\n').filter(|e| *e < 100) {
         let line = String::from_utf8_lossy(&rest[..end]);
         let size = line.split(';').next().unwrap_or_default().trim();
         let Ok(size) = usize::from_str_radix(size, 16) else {

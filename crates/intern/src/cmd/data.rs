@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use intern_data::pipeline::{self, RecipeConfig};
+use intern_data::pipeline;
 use intern_data::show::{self, ShowConfig};
 use intern_data::synth::{self, SynthConfig};
-use intern_data::tokenize::{self, TokenizeConfig};
-use intern_data::tokenizer::{self, TokenizerConfig};
+use intern_data::tokenize;
+use intern_data::tokenizer;
 use intern_progress::human;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

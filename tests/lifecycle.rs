@@ -1,1 +1,106 @@
 //! A miniature life of a model, from pages to agent, through `intern run`.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::support::{hashes, intern, ok, stderr};
+
+const RECIPE: &str = "tests/miniature.toml";
+
+/// Files that may differ between equal runs: times, logs, locks, resumable state.
+const VARYING: &[&str] = &[
+    "metrics.jsonl",
+    "tfevents",
+    "run.json",
+    ".lock",
+    "report.html",
+    "provenance.json",
+    "trainer/",
+    "journal",
+];
+
+#[track_caller]
+fn run(out: &Path) -> serde_json::Value {
+    let text = ok(&["run", RECIPE, "--out", out.to_str().expect("a plain path"), "--json"]);
+    serde_json::from_str(&text).expect("--json prints JSON")
+}
+
+#[test]
+fn from_pages_to_agent_and_again_for_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let out = dir.path().join("mini");
+    let first = run(&out);
+    let steps = first["steps"].as_array().expect("a list of steps");
+    assert!(steps.iter().all(|s| s["skipped"] == false));
+    for file in [
+        "clean/report.html",
+        "tokenizer/tokenizer.json",
+        "tokens/train.bin",
+        "base/checkpoint/model.safetensors",
+        "tuned/checkpoint/config.json",
+        "lora/adapter/adapter_model.safetensors",
+        "q4_0/model.gguf",
+        "eval-tuned/results.json",
+        "agent-tuned/events.jsonl",
+        "report.html",
+    ] {
+        assert!(out.join(file).exists(), "{file} is missing");
+    }
+    let report = std::fs::read_to_string(out.join("report.html")).expect("the report can be read");
+    for part in ["Scores", "Cleaning", "Loss: base", "Steps", "viewport"] {
+        assert!(report.contains(part), "the report lacks {part}");
+    }
+    assert!(!report.contains("src=\"http") && !report.contains("<script"), "the report is self-contained");
+
+    let before = hashes(&out, &[".lock"]);
+    let start = Instant::now();
+    let second = run(&out);
+    let steps = second["steps"].as_array().expect("a list of steps");
+    assert!(steps.iter().all(|s| s["skipped"] == true), "{second}");
+    assert!(start.elapsed() < Duration::from_secs(20), "nothing to do took {:?}", start.elapsed());
+    assert_eq!(before, hashes(&out, &[".lock"]), "a second run changed files");
+}
+
+#[test]
+fn killed_again_and_again_it_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (straight, killed) = (dir.path().join("straight"), dir.path().join("killed"));
+    run(&straight);
+    for milliseconds in [150, 400, 900, 1500] {
+        let mut child = intern(&["run", RECIPE, "--out", killed.to_str().expect("a plain path")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().expect("SIGKILL is sent");
+        child.wait().expect("the child ends");
+    }
+    run(&killed);
+    let (a, b) = (hashes(&straight, VARYING), hashes(&killed, VARYING));
+    let differing: Vec<&String> =
+        a.iter().filter(|(name, hash)| b.get(*name) != Some(hash)).map(|(n, _)| n).collect();
+    assert!(differing.is_empty(), "differ: {differing:?}");
+}
+
+#[test]
+fn the_plan_says_what_would_run() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let out = dir.path().join("plan");
+    let text = ok(&["run", RECIPE, "--out", out.to_str().expect("a plain path"), "--plan"]);
+    assert!(text.contains("lessons") && text.contains("run, after lessons"), "{text}");
+    assert!(!out.join("lessons").exists());
+}
+
+#[test]
+fn an_unknown_setting_of_a_step_names_the_nearest() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let out = dir.path().join("x");
+    let output =
+        intern(&["run", RECIPE, "--out", out.to_str().expect("a plain path"), "--set", "lessons.pagse=3"])
+            .output()
+            .expect("the binary starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("did you mean `pages`?"), "{}", stderr(&output));
+}

@@ -47,8 +47,8 @@ fn prose(n: usize, sentences: usize) -> String {
             let words: Vec<String> = words
                 .into_iter()
                 .map(|w| match w.trim_end_matches([',', '.']) {
-                    "A" | "B" | "C" => w.replacen(['A', 'B', 'C'], rng.pick(&noun), 1),
-                    "V" => rng.pick(&verb).to_string(),
+                    "A" | "B" | "C" => w.replacen(['A', 'B', 'C'], rng.pick::<&str>(&noun), 1),
+                    "V" => rng.pick::<&str>(&verb).to_string(),
                     _ => w.to_string(),
                 })
                 .collect();

@@ -63,9 +63,9 @@ mod tests {
             for k in 0..12 { for i in 0..12 { for j in 0..12 {
                 reach[i][j] |= reach[i][k] && reach[k][j];
             } } }
-            for i in 0..12 {
-                prop_assert_eq!(sets.size(i), reach[i].iter().filter(|r| **r).count());
-                for (j, together) in reach[i].iter().enumerate() {
+            for (i, row) in reach.iter().enumerate() {
+                prop_assert_eq!(sets.size(i), row.iter().filter(|r| **r).count());
+                for (j, together) in row.iter().enumerate() {
                     prop_assert_eq!(sets.find(i) == sets.find(j), *together);
                 }
             }

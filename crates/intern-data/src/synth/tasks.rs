@@ -77,22 +77,6 @@ fn value(expression: &str) -> f64 {
     terms.iter().sum()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrong_expressions_are_wrong() {
-        assert_eq!(value("2 + 3 * 4"), 14.0);
-        let mut rng = Rng::new(1, 0);
-        for right in ["12 + 30", "7 * 8", "96 / 4", "5 + 6 * 7"] {
-            for wrong in wrong_expressions(right, &mut rng) {
-                assert_ne!(value(&wrong), value(right), "{wrong}");
-            }
-        }
-    }
-}
-
 const CHOOSE: &str = "# Which expression solves the problem? Four choices over the same numbers.
 task: choose_expression
 dataset_path: json
@@ -160,3 +144,19 @@ metric_list:
 metadata:
   version: 1.0
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_expressions_are_wrong() {
+        assert_eq!(value("2 + 3 * 4"), 14.0);
+        let mut rng = Rng::new(1, 0);
+        for right in ["12 + 30", "7 * 8", "96 / 4", "5 + 6 * 7"] {
+            for wrong in wrong_expressions(right, &mut rng) {
+                assert_ne!(value(&wrong), value(right), "{wrong}");
+            }
+        }
+    }
+}

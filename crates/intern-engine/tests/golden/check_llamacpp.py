@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import urllib.request
 
 import xllamacpp as x
 
@@ -26,18 +27,17 @@ p.warmup = False
 server = x.Server(p)
 
 
-def call(method, body):
-    r = getattr(server, method)(body)
-    return json.loads(r) if isinstance(r, str) else r
+def call(route, body):
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(server.listening_address + route, data, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))
 
 
 for prompt in json.load(open(a.prompts)):
-    r = call("handle_completions", {"prompt": prompt, "n_predict": a.tokens, "temperature": 0, "ignore_eos": True,
-                                    "cache_prompt": False, "return_tokens": True, "samplers": ["top_k"], "top_k": 1})
-    if "tokens" not in r:
-        sys.exit(f"no tokens in the answer: {r}")
+    r = call("/completion", {"prompt": prompt, "n_predict": a.tokens, "temperature": 0, "ignore_eos": True,
+                             "cache_prompt": False, "return_tokens": True, "samplers": ["top_k"], "top_k": 1})
     print(json.dumps(r["tokens"]), flush=True)
 if a.text:
-    print(json.dumps(call("handle_tokenize", {"content": a.text, "add_special": False})["tokens"]), flush=True)
+    print(json.dumps(call("/tokenize", {"content": a.text, "add_special": False})["tokens"]), flush=True)
 sys.stdout.flush()
 os._exit(0)

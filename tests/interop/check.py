@@ -5,7 +5,7 @@ usage: check.py RUN_DIR INTERN_BINARY     needs: torch transformers peft xllamac
 
 Checks, each by greedy continuation of a few prompts and by logits:
   transformers  the tuned checkpoint, converted to Llama layout
-  peft          the LoRA adapter over the converted base
+  peft          a LoRA adapter trained over the converted base
   llama.cpp     the GGUF files
 Prints one line per check and exits with 1 if any differs.
 """
@@ -21,12 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 run, binary = Path(sys.argv[1]), sys.argv[2]
-PROMPTS = [
-    "Question: Tom has 37 apples. Tom buys 12 more. How many apples does Tom have now?\nAnswer:",
-    "问题：一张票25元，买4张票要多少元？\n回答：",
-    "The number 372 has",
-]
-NEW = 24
+NEW = 56  # a whole tool call
 failed = []
 
 
@@ -58,29 +53,51 @@ def report(name, same, detail):
 def against_torch(name, model, ours, tokenizer, *extra):
     worst, same = 0.0, True
     for prompt in PROMPTS:
-        tokens = tokenizer(prompt).input_ids
+        tokens = tokenizer(prompt, add_special_tokens=False).input_ids
         with torch.no_grad():
             theirs = model(torch.tensor([tokens])).logits[0].float()
             out = model.generate(torch.tensor([tokens]), max_new_tokens=NEW, do_sample=False,
-                                 eos_token_id=-1, pad_token_id=0)[0][len(tokens):].tolist()
+                                 eos_token_id=None, pad_token_id=0)[0][len(tokens):].tolist()
         worst = max(worst, (theirs - our_logits(ours, tokens, *extra)).abs().max().item())
-        same &= out == our_greedy(ours, tokens, *extra)
+        same &= until_end(out) == until_end(our_greedy(ours, tokens, *extra))
     report(name, same and worst < 1e-3, f"greedy tokens {'equal' if same else 'differ'}, logits within {worst:.1e}")
+
+
+def until_end(tokens):
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    return tokens[:tokens.index(end)] if end in tokens else tokens
 
 
 work = Path(tempfile.mkdtemp())
 for step in ("base", "tuned"):
     intern("train", "convert", run / step / "checkpoint", "--to", "llama", "--out", work / step)
 tokenizer = AutoTokenizer.from_pretrained(work / "tuned")
+# What the tuned model is for: held-out problems in its chat template, rendered by transformers.
+first = json.loads((run / "lessons/conversations/train.jsonl").read_text().splitlines()[0])
+problems = (run / "lessons/heldout/problems.jsonl").read_text().splitlines()[:4]
+PROMPTS = [
+    tokenizer.apply_chat_template(
+        [first["messages"][0], {"role": "user", "content": json.loads(p)["question"]}],
+        tools=first["tools"], add_generation_prompt=True, tokenize=False)
+    for p in problems
+]
 tuned = AutoModelForCausalLM.from_pretrained(work / "tuned", dtype=torch.float32).eval()
 against_torch("transformers, tuned checkpoint", tuned, run / "tuned" / "checkpoint", tokenizer)
 
-adapter = run / "lora" / "adapter"
-if adapter.exists():
-    intern("train", "convert", adapter, "--to", "llama", "--out", work / "adapter")
-    base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
-    peft = PeftModel.from_pretrained(base, work / "adapter").eval()
-    against_torch("peft, adapter", peft, run / "lora" / "checkpoint", tokenizer)
+# transformers has no InternLM2, so PEFT's model is the converted base, and so is the adapter's.
+(work / "lora.toml").write_text(f"""
+model = "{work / "base"}"
+steps = 30
+batch_size = 4
+merge = true
+lora = {{ r = 8, alpha = 16 }}
+data = {{ train = "{run / "lessons/conversations/train.jsonl"}", seq_len = 544 }}
+optimizer = {{ lr = 1e-2 }}
+""")
+intern("tune", "run", work / "lora.toml", "--out", work / "lora", "--json")
+base = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
+peft = PeftModel.from_pretrained(base, work / "lora" / "adapter").eval()
+against_torch("peft, adapter", peft, work / "lora" / "checkpoint", tokenizer)
 
 import xllamacpp  # noqa: E402  (last: it loads its own OpenMP)
 
@@ -92,11 +109,11 @@ for gguf in sorted(run.glob("q*/model.gguf")):
     server = xllamacpp.Server(params)
     same = True
     for prompt in PROMPTS:
-        tokens = tokenizer(prompt).input_ids
+        tokens = tokenizer(prompt, add_special_tokens=False).input_ids
         answer = server.handle_completions({"prompt": tokens, "max_tokens": NEW, "temperature": 0,
-                                            "return_tokens": True, "ignore_eos": True})
+                                            "return_tokens": True})
         text = answer["choices"][0]["text"]
-        mine = tokenizer.decode(our_greedy(gguf, tokens), skip_special_tokens=True)
+        mine = tokenizer.decode(until_end(our_greedy(gguf, tokens)), skip_special_tokens=True)
         equal = text.strip() == mine.strip()
         if not equal:
             print(f"  llama.cpp: {text!r}\n  ours:      {mine!r}")

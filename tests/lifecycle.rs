@@ -65,8 +65,10 @@ fn from_pages_to_agent_and_again_for_nothing() {
 #[test]
 fn killed_again_and_again_it_ends_with_the_same_bytes() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (straight, killed) = (dir.path().join("straight"), dir.path().join("killed"));
-    run(&straight);
+    // Under one name in turn, since some outputs name their inputs.
+    let (straight, killed) = (dir.path().join("straight"), dir.path().join("run"));
+    run(&killed);
+    std::fs::rename(&killed, &straight).expect("the finished run can be renamed");
     for milliseconds in [150, 400, 900, 1500] {
         let mut child = intern(&["run", RECIPE, "--out", killed.to_str().expect("a plain path")])
             .stdout(Stdio::null())

@@ -91,8 +91,14 @@ fn corpus(dir: &Path) -> RecipeConfig {
         .0
         .into_owned();
     write("pages/x-gbk.html", &gbk);
-    let mut broken = page("Broken", "<p>x</p>").into_bytes();
-    broken.extend([0x81, 0xff, 0x20].repeat(400));
+    // UTF-8 beyond repair: after each clause a byte that no character holds.
+    let mut broken = Vec::new();
+    for c in page("公园", &format!("<p>{chinese}</p>")).chars() {
+        broken.extend(c.to_string().bytes());
+        if "，。".contains(c) {
+            broken.push(0xff);
+        }
+    }
     write("pages/x-broken.html", &broken);
     write("text/a.txt", prose(100, 10).as_bytes());
     let lines: String =

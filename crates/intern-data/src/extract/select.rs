@@ -95,20 +95,22 @@ fn descend(dom: &Dom, hints: &[Hint], sums: &[f32]) -> usize {
             child = dom.nodes[child].end as usize;
         }
         match next {
-            // A single paragraph is no container.
+            // A single paragraph is no container, nor is an element that only wraps text: its
+            // siblings, a heading above all, belong to it.
             Some(i)
-                if !matches!(
-                    dom.nodes[i].tag,
-                    Tag::P
-                        | Tag::Ul
-                        | Tag::Ol
-                        | Tag::Table
-                        | Tag::Tbody
-                        | Tag::Tr
-                        | Tag::Pre
-                        | Tag::Li
-                        | Tag::Blockquote
-                ) =>
+                if dom.subtree(i).skip(1).any(|n| dom.nodes[n].tag.is_block())
+                    && !matches!(
+                        dom.nodes[i].tag,
+                        Tag::P
+                            | Tag::Ul
+                            | Tag::Ol
+                            | Tag::Table
+                            | Tag::Tbody
+                            | Tag::Tr
+                            | Tag::Pre
+                            | Tag::Li
+                            | Tag::Blockquote
+                    ) =>
             {
                 root = i
             }

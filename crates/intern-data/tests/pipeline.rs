@@ -103,7 +103,7 @@ fn corpus(dir: &Path) -> RecipeConfig {
     write("text/a.txt", prose(100, 10).as_bytes());
     let lines: String =
         (200..210).map(|i| json!({"id": format!("j{i}"), "text": prose(i, 9)}).to_string() + "\n").collect();
-    write("lines.jsonl", format!("{lines}{{broken\n").as_bytes());
+    write("lines.jsonl", format!("{{broken\n{lines}").as_bytes());
     let http = |body: &str, status: u16, kind: &str| {
         let http = format!("HTTP/1.1 {status} OK\r\nContent-Type: {kind}\r\n\r\n{body}");
         format!(

@@ -1,5 +1,6 @@
 //! The integration tests: the real binary, run as a user runs it.
 
+mod docs;
 mod errors;
 mod lifecycle;
 mod support;

@@ -3,7 +3,7 @@
 //! A failed call is an answer too: its text goes back to the model, which may try
 //! again. Only a fault of the machine (a missing directory at start) is an error.
 
-mod calculator;
+pub mod calculator;
 mod file;
 
 use anyhow::{Context, Result, bail};

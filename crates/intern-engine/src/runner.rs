@@ -49,10 +49,7 @@ struct Kv<T> {
 }
 
 fn new_layers<T: KvElement>(layers: usize, elements: usize) -> Vec<Kv<T>> {
-    // Zeroed pages are only mapped when first written, so unused capacity costs nothing.
-    (0..layers)
-        .map(|_| Kv { keys: vec![T::default(); elements], values: vec![T::default(); elements] })
-        .collect()
+    (0..layers).map(|_| Kv { keys: T::zeros(elements), values: T::zeros(elements) }).collect()
 }
 
 /// The model with its cache and its working memory.

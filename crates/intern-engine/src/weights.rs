@@ -17,6 +17,7 @@ use intern_kernels::matmul::{MatrixRef, Part};
 use intern_kernels::quant::BlockType;
 use intern_model::ModelConfig;
 use intern_model::weights::{QkvNames, layer_names, outer_names};
+use rayon::prelude::*;
 
 /// Bytes that stay where they are: their own, or part of something mapped.
 pub(crate) struct Bytes {
@@ -168,7 +169,7 @@ pub(crate) fn load_checkpoint(dir: &Path, adapter: Option<&Path>) -> Result<(Wei
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
     let adapter = match adapter {
-        Some(path) => Some(Merge::open(path, &checkpoint)?),
+        Some(path) => Some(Merge::open(path)?),
         None => None,
     };
     let source = Source { dir, checkpoint: &checkpoint, adapter };
@@ -308,7 +309,7 @@ impl Source<'_> {
 }
 
 pub(crate) fn f32_bytes(values: &[f32]) -> Bytes {
-    Bytes::owned(values.iter().flat_map(|x| x.to_le_bytes()).collect())
+    Bytes::owned(bytemuck::cast_slice(values).to_vec())
 }
 
 /// A PEFT adapter to add to the base matrices.
@@ -319,7 +320,7 @@ struct Merge {
 }
 
 impl Merge {
-    fn open(path: &Path, checkpoint: &Checkpoint) -> Result<Self> {
+    fn open(path: &Path) -> Result<Self> {
         let adapter = intern_format::adapter::open(path)?;
         let unsupported = [
             (adapter.config.use_dora, "DoRA"),
@@ -336,7 +337,6 @@ impl Merge {
         if adapter.file.names().next().is_none() {
             bail!("{}: the adapter holds no tensors", path.display());
         }
-        debug_assert!(checkpoint.names().next().is_some());
         Ok(Self { path: path.to_path_buf(), adapter, used: Default::default() })
     }
 
@@ -359,12 +359,12 @@ impl Merge {
         }
         let (a, b, scale) = (a.to_f32(), b.to_f32(), self.adapter.config.scale() as f32);
         let mut delta = vec![0.0f32; rows * cols];
-        for (row, b) in delta.chunks_exact_mut(cols).zip(b.chunks_exact(r)) {
+        delta.par_chunks_exact_mut(cols).zip(b.par_chunks_exact(r)).for_each(|(row, b)| {
             for (&b, a) in b.iter().zip(a.chunks_exact(cols)) {
                 row.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
             }
             row.iter_mut().for_each(|d| *d *= scale);
-        }
+        });
         self.used.borrow_mut().extend([name_a, name_b]);
         Ok(Some(delta))
     }

@@ -9,6 +9,7 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use rayon::prelude::*;
 
 use crate::multiversion;
@@ -57,7 +58,9 @@ pub struct Row<'a> {
 }
 
 /// What a cache may hold.
-pub trait KvElement: Copy + Send + Sync + Default {
+pub trait KvElement: Copy + Send + Sync {
+    /// `n` zeros in pages that are only mapped when first written.
+    fn zeros(n: usize) -> Vec<Self>;
     /// Rounds to the stored type.
     fn from_f32(x: f32) -> Self;
     /// `values` as f32, through `scratch` where they are not already.
@@ -65,6 +68,9 @@ pub trait KvElement: Copy + Send + Sync + Default {
 }
 
 impl KvElement for f32 {
+    fn zeros(n: usize) -> Vec<Self> {
+        vec![0.0; n]
+    }
     fn from_f32(x: f32) -> Self {
         x
     }
@@ -74,6 +80,9 @@ impl KvElement for f32 {
 }
 
 impl KvElement for f16 {
+    fn zeros(n: usize) -> Vec<Self> {
+        vec![0u16; n].reinterpret_into()
+    }
     fn from_f32(x: f32) -> Self {
         f16::from_f32(x)
     }
@@ -275,7 +284,7 @@ mod tests {
         let blocks = t.div_ceil(shape.block_size);
         let table: Vec<u32> = (0..blocks as u32).rev().map(|b| 2 * b + 1).collect();
         let size = 2 * blocks * shape.block_len();
-        let (mut keys, mut values) = (vec![T::default(); size], vec![T::default(); size]);
+        let (mut keys, mut values) = (T::zeros(size), T::zeros(size));
         for position in 0..t {
             for head in 0..g {
                 let at = (position * g + head) * d..(position * g + head + 1) * d;

@@ -76,14 +76,14 @@ impl Model {
     /// is not supported.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut pieces = Vec::new();
-        let mut trainer = Trainer::default();
-        let mut normalizer = Normalizer::default();
+        let mut trainer = None;
+        let mut normalizer = None;
         for field in Fields::new(bytes, 0) {
             let field = field?;
             match field.number {
                 1 => pieces.push(parse_piece(field)?),
-                2 => trainer = Trainer::parse(field)?,
-                3 => normalizer = Normalizer::parse(field)?,
+                2 => trainer = Some(Trainer::parse(field)?),
+                3 => normalizer = Some(Normalizer::parse(field)?),
                 _ => {} // self-test data, denormalizer, extensions
             }
         }
@@ -96,6 +96,10 @@ impl Model {
             "damaged SentencePiece model: no piece of {} is the unknown piece\nhint: fetch the file again",
             pieces.len()
         );
+        // The settings follow the pieces, so a file cut short lacks them.
+        let (Some(trainer), Some(normalizer)) = (trainer, normalizer) else {
+            bail!("damaged SentencePiece model: {} pieces but no settings{CUT}", pieces.len());
+        };
         let algorithm = match trainer.model_type {
             1 => Algorithm::Unigram,
             2 => Algorithm::Bpe,
@@ -239,6 +243,7 @@ impl Normalizer {
     }
 }
 
+const CUT: &str = "\nhint: the file seems cut short; fetch it again";
 const DAMAGED: &str = "\nhint: not a SentencePiece model, or a damaged one; fetch the file again";
 
 /// One field of a protobuf message.

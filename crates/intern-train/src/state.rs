@@ -46,7 +46,7 @@ pub fn list(trainer: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let entries = match fs::read_dir(trainer) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(found),
-        Err(e) => return Err(e).with_context(|| format!("reading {}", trainer.display())),
+        Err(e) => return Err(intern_format::Error::io(trainer, e).into()),
     };
     for entry in entries {
         let path = entry?.path();

@@ -4,3 +4,4 @@ mod chat;
 mod gguf;
 mod ids;
 mod support;
+mod train;

@@ -86,7 +86,11 @@ fn time_32k_on_gutenberg() {
     for pre_tokenizer in [PreTokenizer::Qwen2, PreTokenizer::Gpt2] {
         let start = Instant::now();
         let tokenizer = train(&texts, pre_tokenizer, 32_000);
-        println!("{pre_tokenizer:?}: {} tokens in {:.2} s", tokenizer.vocab_size(), start.elapsed().as_secs_f64());
+        println!(
+            "{pre_tokenizer:?}: {} tokens in {:.2} s",
+            tokenizer.vocab_size(),
+            start.elapsed().as_secs_f64()
+        );
         assert_eq!(tokenizer.vocab_size(), 32_000);
     }
 }

@@ -154,6 +154,10 @@ impl Tokenizer {
     }
 
     /// Encodes by the SentencePiece model that the pipeline was made from.
+    ///
+    /// A model without a file is one from GGUF. There, as in llama.cpp, user-defined
+    /// pieces part the text as special tokens do, so that what follows one gets the
+    /// dummy prefix anew.
     pub(crate) fn with_sentencepiece(
         self,
         model: sentencepiece::Model,
@@ -161,7 +165,9 @@ impl Tokenizer {
     ) -> Result<Self> {
         let mut inner = Arc::into_inner(self.inner).expect("called before sharing");
         let added = inner.library.get_added_tokens_decoder();
-        let special = added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
+        let parts_text = |special: bool| special || file.is_none();
+        let special =
+            added.into_iter().filter(|(_, t)| parts_text(t.special)).map(|(id, t)| (t.content, id)).collect();
         inner.exact = Some(spm::Encoder::new(model, special)?);
         inner.model_file = file;
         Ok(Self { inner: Arc::new(inner), template: self.template })

@@ -101,7 +101,8 @@ fn bpe(model: &Model) -> Result<Value> {
 /// Every way to make a piece of two others, best score first.
 ///
 /// Of equal scores SentencePiece takes the leftmost, which ranks cannot say. Such pieces
-/// are mostly runs of spaces; merging equal halves first builds the same runs.
+/// are mostly runs of spaces: merging equal halves first, then the longest, builds the
+/// same runs.
 fn merges(model: &Model) -> Vec<(&str, &str)> {
     let mergeable = |p: PieceType| matches!(p, PieceType::Normal | PieceType::Unused);
     let ids: AHashMap<&str, usize> = model
@@ -116,7 +117,8 @@ fn merges(model: &Model) -> Vec<(&str, &str)> {
         for (cut, _) in piece.text.char_indices().skip(1) {
             let (left, right) = piece.text.split_at(cut);
             if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
-                let order = (left != right, piece.text.len(), id, l, r);
+                let len = piece.text.len() as i64;
+                let order = (left != right, if left == right { len } else { -len }, id, l, r);
                 merges.push((piece.score, order, (left, right)));
             }
         }

@@ -148,7 +148,7 @@ fn read(file: &Path, settings: &Settings) -> Result<Tokenizer> {
             .ok()
             .and_then(|b| Some((sentencepiece::Model::parse(&b).ok()?, b)))
         {
-            Some((model, bytes)) => spm::attach(tokenizer, model, bytes),
+            Some((model, bytes)) => spm::attach(tokenizer, model, bytes, settings),
             None => Ok(tokenizer),
         };
     }

@@ -3,7 +3,8 @@
 //! The `tokenizers` crate comes close: its BPE cannot give two merges the same rank
 //! (SentencePiece takes the leftmost of equal scores), and its charsmap normalizer works
 //! by grapheme clusters instead of by the longest match. So encoding is done here, and
-//! [`pipeline`] says the same as a `tokenizers` pipeline for export and decoding. GGUF files of llama type come the same way.
+//! [`pipeline`] says the same as a `tokenizers` pipeline for export and decoding. GGUF
+//! files of llama type come the same way.
 
 mod bpe;
 mod charsmap;
@@ -11,9 +12,10 @@ mod normalize;
 mod pipeline;
 mod unigram;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use anyhow::{Context, Result};
 use regex::bytes::Regex;
+use serde_json::Value;
 
 use crate::files::Settings;
 use crate::internlm2;
@@ -39,6 +41,7 @@ pub(crate) fn tokenizer_with(
     adds_eos: bool,
 ) -> Result<Tokenizer> {
     name_chat_tokens(&mut model);
+    add_tokens(&mut model, settings);
     let library: tokenizers::Tokenizer = serde_json::from_value(pipeline(&model, adds_bos, adds_eos)?)
         .context("expressing the SentencePiece model as a tokenizer.json")?;
     let special =
@@ -48,8 +51,14 @@ pub(crate) fn tokenizer_with(
 
 /// Gives a `tokenizer.json` the exact encoder of the model it was made from, if the two
 /// say the same: equal pieces, preparation and user-defined symbols.
-pub(crate) fn attach(tokenizer: Tokenizer, mut model: Model, file: Vec<u8>) -> Result<Tokenizer> {
+pub(crate) fn attach(
+    tokenizer: Tokenizer,
+    mut model: Model,
+    file: Vec<u8>,
+    settings: &Settings,
+) -> Result<Tokenizer> {
     name_chat_tokens(&mut model);
+    add_tokens(&mut model, settings);
     let library = tokenizer.library();
     let same_pieces = library.get_vocab_size(false) == model.pieces.len()
         && model.pieces.iter().enumerate().all(|(id, p)| library.token_to_id(&p.text) == Some(id as u32));
@@ -75,6 +84,33 @@ fn name_chat_tokens(model: &mut Model) {
     if is_internlm2 {
         for ((_, name), piece) in internlm2::ALIASES.iter().zip(&mut model.pieces[92_538..]) {
             *piece = Piece { text: name.to_string(), score: 0.0, kind: PieceType::Control };
+        }
+    }
+}
+
+/// Applies `added_tokens_decoder` of `tokenizer_config.json`: new names for reserved
+/// pieces, and tokens beyond the model's own.
+fn add_tokens(model: &mut Model, settings: &Settings) {
+    let Some(added) = settings.config.get("added_tokens_decoder").and_then(Value::as_object) else { return };
+    let parse = |(id, token): (&String, &Value)| {
+        let kind = if token["special"] == true { PieceType::Control } else { PieceType::UserDefined };
+        Some((
+            id.parse::<usize>().ok()?,
+            Piece { text: token["content"].as_str()?.to_string(), score: 0.0, kind },
+        ))
+    };
+    let mut added: Vec<(usize, Piece)> = added.iter().filter_map(parse).collect();
+    added.sort_by_key(|(id, _)| *id);
+    let mut taken: AHashSet<String> = model.pieces.iter().map(|p| p.text.clone()).collect();
+    for (id, piece) in added {
+        let fits = id <= model.pieces.len(); // a gap is nothing a piece can fill
+        if !fits || piece.text.is_empty() || !taken.insert(piece.text.clone()) {
+            continue;
+        }
+        if id == model.pieces.len() {
+            model.pieces.push(piece);
+        } else {
+            model.pieces[id] = piece;
         }
     }
 }

@@ -155,6 +155,33 @@ fn special_tokens_are_recognised_or_not() {
     assert_eq!(real.decode(&[354], false).unwrap(), "\0");
 }
 
+#[test]
+fn settings_beside_a_model_name_and_add_tokens() {
+    let Some(path) = asset("models/stories260K/tok512.model") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(path, dir.path().join("tokenizer.model")).unwrap();
+    let token = |content: &str| serde_json::json!({"content": content, "special": true});
+    let config = serde_json::json!({
+        "bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}, "add_bos_token": false,
+        "added_tokens_decoder": {"0": token("<unk>"), "512": token("<|im_start|>"), "513": token("<|im_end|>")},
+        "chat_template": [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "a"}],
+    });
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let check = |tokenizer: Tokenizer| {
+        assert_eq!(tokenizer.vocab_size(), 514);
+        assert_eq!(tokenizer.eos_id(), Some(513));
+        assert!(!tokenizer.adds_bos());
+        assert_eq!(tokenizer.encode("<|im_start|><|im_end|>", true).unwrap(), [512, 513]);
+        assert_eq!(tokenizer.chat_template().unwrap().source(), "a");
+        tokenizer
+    };
+    let tokenizer = check(Tokenizer::from_path(dir.path()).unwrap());
+    tokenizer.save(dir.path()).unwrap();
+    check(Tokenizer::from_path(dir.path()).unwrap());
+    std::fs::remove_file(dir.path().join("tokenizer.model")).unwrap();
+    check(Tokenizer::from_path(dir.path()).unwrap());
+}
+
 #[track_caller]
 fn check_error(file: Option<(&str, &[u8])>, expected: &[&str]) {
     let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 //! record, or one for all). Broken records are counted and skipped, never fatal.
 //!
 //! After damage the reader looks for the next place where a record can begin: a gzip
-//! member in a compressed file, a `WARC/` line in plain text. `broken` tells what was
+//! member in a compressed file, a `WARC/` or ARC line in plain text. `broken` tells what was
 //! given up. Follows ISO 28500:2017; the HTTP inside records is `http`'s.
 
 use std::io::{self, BufRead, BufReader, Read};
@@ -96,15 +96,17 @@ impl<R: BufRead> Reader<R> {
         more
     }
 
-    /// Reads to the next line that can begin a record, or to the end of the member.
-    fn resync(&mut self) {
+    /// Reads to the next line that can begin a record; `false` if this member has none, or cannot
+    /// be read on: a damaged gzip stream gives the same error for ever.
+    fn resync(&mut self) -> bool {
         let mut line = Vec::new();
         while let Ok(true) = self.line(&mut line) {
-            if line.starts_with(b"WARC/") {
+            if line.starts_with(b"WARC/") || arc_line(&line, self.arc_fields).is_some() {
                 self.pending = Some(line);
-                return;
+                return true;
             }
         }
+        false
     }
 
     /// Reads a line without its end into `line`; `false` at the end of the member.
@@ -138,7 +140,12 @@ impl<R: BufRead> Reader<R> {
             return self.warc(&mut line).map(Some);
         }
         match arc_line(&line, self.arc_fields) {
-            Some((record, length)) => self.arc(record, length).map(Some),
+            Some((record, length)) => {
+                if length.is_none() {
+                    self.give_up("a record line without a length, taken for an empty record");
+                }
+                self.arc(record, length.unwrap_or(0)).map(Some)
+            }
             None => {
                 line.truncate(40);
                 Err(format!("expected a record, found {:?}", String::from_utf8_lossy(&line)))
@@ -201,12 +208,12 @@ impl<R: BufRead> Reader<R> {
         let wanted = length.min(self.max_body as u64);
         // Grows with what is there, so a false length costs nothing.
         record.body.reserve(wanted.min(1 << 16) as usize);
-        let got = (&mut self.input).take(wanted).read_to_end(&mut record.body);
-        if let Err(e) = got {
-            return Err(format!(
-                "the block of {}: {e}",
-                if record.uri.is_empty() { "a record" } else { &record.uri }
-            ));
+        if let Err(e) = (&mut self.input).take(wanted).read_to_end(&mut record.body) {
+            // A cut or damaged stream gives what could be read of it.
+            if record.body.is_empty() {
+                let whose = if record.uri.is_empty() { "a record" } else { &record.uri };
+                return Err(format!("the block of {whose}: {e}"));
+            }
         }
         let rest = length - wanted;
         let skipped = io::copy(&mut (&mut self.input).take(rest), &mut io::sink()).unwrap_or(0);
@@ -231,7 +238,9 @@ impl<R: BufRead> Iterator for Reader<R> {
                 Ok(None) => self.done = !self.next_member(),
                 Err(what) => {
                     self.give_up(&what);
-                    self.resync();
+                    if !self.resync() {
+                        self.done = !self.next_member();
+                    }
                 }
             }
         }
@@ -240,15 +249,16 @@ impl<R: BufRead> Iterator for Reader<R> {
 }
 
 /// `URL IP date type … length`; the URL may hold spaces, so fields are counted from the right.
-fn arc_line(line: &[u8], fields: usize) -> Option<(Record, u64)> {
+fn arc_line(line: &[u8], fields: usize) -> Option<(Record, Option<u64>)> {
     let text = String::from_utf8_lossy(line);
     let parts: Vec<&str> = text.rsplitn(fields, ' ').collect();
-    let [length, .., content_type, date, _ip, uri] = parts[..] else { return None };
+    let [length, .., content_type, date, ip, uri] = parts[..] else { return None };
     let plausible = parts.len() == fields
         && date.len() >= 8
         && date.bytes().all(|b| b.is_ascii_digit())
+        && !ip.is_empty()
+        && ip.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b'.' | b':'))
         && uri.contains(':');
-    let length = length.parse().ok().filter(|_| plausible)?;
     let record = Record {
         kind: "response".into(),
         uri: uri.to_string(),
@@ -256,7 +266,7 @@ fn arc_line(line: &[u8], fields: usize) -> Option<(Record, u64)> {
         content_type: content_type.to_string(),
         ..Record::default()
     };
-    Some((record, length))
+    plausible.then(|| (record, length.parse().ok()))
 }
 
 /// What `next_member` found.
@@ -381,6 +391,20 @@ mod tests {
         assert!(!reader.broken().is_empty());
         let cut = record("http://a/", "one and more");
         check(&cut.as_bytes()[..cut.len() - 10], &["http://a/"], 1);
+    }
+
+    #[test]
+    fn any_damage_to_gzip_ends() {
+        let whole = [gzip(&record("http://a/", &"some text ".repeat(30))), gzip(&record("http://b/", "two"))]
+            .concat();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x55;
+            let mut reader = Reader::new(&bytes[..], 1 << 20).unwrap();
+            assert!(reader.by_ref().take(10).count() < 10 && reader.broken().len() < 20, "byte {at}");
+            let mut cut = Reader::new(&whole[..at], 1 << 20).unwrap();
+            assert!(cut.by_ref().take(10).count() < 10 && cut.broken().len() < 20, "cut at {at}");
+        }
     }
 
     #[test]

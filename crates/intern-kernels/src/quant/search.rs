@@ -34,6 +34,11 @@ pub(super) fn affine_group(
     let sum_w: f32 = weights.iter().sum();
     let sum_x: f32 = weights.iter().zip(x).map(|(w, v)| w * v).sum();
     for i in 0..=steps {
+        // From the best minimum so far: each success also moves where the next candidates start.
+        let low = best.1;
+        if high <= low {
+            break;
+        }
         let inverse = (first + step * i as f32 + top) / (high - low);
         let (mut sum_q, mut sum_q2, mut sum_qx) = (0.0f32, 0.0f32, 0.0f32);
         for (&v, &w) in x.iter().zip(weights) {

@@ -44,6 +44,58 @@ fn error_of_normal_values_is_what_the_bits_allow() {
     }
 }
 
+/// Values with ggml's bytes and ggml's decoding of them, by type; see `make_quant.py`.
+fn golden() -> (Vec<f32>, Vec<(BlockType, &'static [u8], Vec<f32>)>) {
+    const N: usize = 2048;
+    let mut file: &[u8] = include_bytes!("../../tests/golden/quant.bin");
+    let mut take = |n: usize| {
+        let (head, tail) = file.split_at(n);
+        file = tail;
+        head
+    };
+    let floats = |b: &[u8]| b.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let values = floats(take(4 * N));
+    let types = [
+        BlockType::Q8_0,
+        BlockType::Q4_0,
+        BlockType::Q4_1,
+        BlockType::Q5_0,
+        BlockType::Q5_1,
+        BlockType::Q4K,
+        BlockType::Q5K,
+        BlockType::Q6K,
+    ];
+    (values, types.map(|ty| (ty, take(ty.row_bytes(N)), floats(take(4 * N)))).into())
+}
+
+#[test]
+fn ggmls_bytes_decode_to_ggmls_numbers() {
+    for (ty, bytes, want) in golden().1 {
+        let mut got = vec![0.0; want.len()];
+        dequantize(ty, bytes, &mut got);
+        // ggml's compiler fuses some multiplications with additions.
+        let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * b.abs().max(1.0);
+        assert!(got.iter().zip(&want).all(|(a, b)| close(*a, *b)), "{}", ty.name());
+    }
+}
+
+#[test]
+fn our_encoders_are_as_good_as_ggmls() {
+    let (values, goldens) = golden();
+    for (ty, bytes, ggml) in goldens.into_iter().filter(|g| g.0.can_encode()) {
+        let mut ours = vec![0; bytes.len()];
+        quantize(ty, &values, &mut ours);
+        let same = ours.iter().zip(bytes).filter(|(a, b)| a == b).count() as f64 / bytes.len() as f64;
+        let (our_error, their_error) =
+            (relative_error(&values, &round_trip(ty, &values)), relative_error(&values, &ggml));
+        println!("{}: {:.1} % of bytes equal, error {our_error} and {their_error}", ty.name(), 100.0 * same);
+        assert!(our_error <= 1.001 * their_error, "{}: {our_error}, ggml {their_error}", ty.name());
+        if matches!(ty, BlockType::Q8_0 | BlockType::Q4_0 | BlockType::Q5_0) {
+            assert_eq!(ours, bytes, "{}", ty.name());
+        }
+    }
+}
+
 #[test]
 fn zeros_and_constants_survive() {
     for ty in BlockType::ALL.into_iter().filter(|t| t.can_encode()) {

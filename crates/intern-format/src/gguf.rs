@@ -143,6 +143,10 @@ ggml_types! {
     TQ2_0 = 35, "TQ2_0", 256, 66;
     /// 4-bit float with a shared exponent per 32.
     MXFP4 = 39, "MXFP4", 32, 17;
+    /// 4-bit float with 8-bit float scales, four per 64.
+    NVFP4 = 40, "NVFP4", 64, 36;
+    /// 1 bit, one scale per 128.
+    Q1_0 = 41, "Q1_0", 128, 18;
 }
 
 impl GgmlType {

@@ -3,10 +3,11 @@
 //! The row interface is slower than Arrow's columns but costs no Arrow in the build,
 //! and cleaning text costs far more than reading it.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
@@ -61,9 +62,29 @@ pub(super) fn open(path: &Path) -> Result<Documents> {
     Ok(Box::new(Rows { path: path.to_path_buf(), rows, row: 0, failed: false }))
 }
 
+thread_local! {
+    /// Whether this thread is inside [`guard`].
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Runs the Parquet crate, which answers some damage with a panic, and turns either into an error.
+///
+/// The panic is ours to report, so its message (and with `RUST_BACKTRACE` its backtrace, which costs
+/// tens of megabytes to print) is kept off standard error. Other panics are printed as before.
 fn guard<T>(path: &Path, at: &str, f: impl FnOnce() -> std::result::Result<T, ParquetError>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(f)) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                usual(info);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let caught = catch_unwind(AssertUnwindSafe(f));
+    GUARDED.set(false);
+    match caught {
         Ok(result) => result.map_err(|e| damaged(path, at, &e)),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);

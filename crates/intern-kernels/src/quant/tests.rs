@@ -44,8 +44,11 @@ fn error_of_normal_values_is_what_the_bits_allow() {
     }
 }
 
+/// A type, ggml's bytes and the values ggml reads from them.
+type Golden = (BlockType, &'static [u8], Vec<f32>);
+
 /// Values with ggml's bytes and ggml's decoding of them, by type; see `make_quant.py`.
-fn golden() -> (Vec<f32>, Vec<(BlockType, &'static [u8], Vec<f32>)>) {
+fn golden() -> (Vec<f32>, Vec<Golden>) {
     const N: usize = 2048;
     let mut file: &[u8] = include_bytes!("../../tests/golden/quant.bin");
     let mut take = |n: usize| {

@@ -15,7 +15,6 @@ mod rope;
 mod runner;
 mod sampler;
 pub mod scheduler;
-mod score;
 pub mod sequence;
 mod text;
 mod weights;

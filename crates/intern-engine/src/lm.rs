@@ -4,6 +4,7 @@ use std::sync::mpsc::channel;
 
 use anyhow::{Context, Result, anyhow};
 use intern_format::conversation::Message;
+use intern_lm::score::{total, windows};
 use intern_lm::tools::{Piece, ToolFormat, ToolSplitter};
 use intern_lm::{
     ChatRequest, ChatResponse, Completion, FinishReason, GenerateRequest, LanguageModel, Prompt, Sampling,
@@ -11,7 +12,6 @@ use intern_lm::{
 };
 
 use crate::engine::{Engine, EngineRequest, Event, TokenScore};
-use crate::score::{total, windows};
 
 /// Everything one request produced.
 struct Answer {
@@ -146,10 +146,16 @@ impl LanguageModel for Engine {
     }
 
     fn score(&self, requests: &[ScoreRequest]) -> Result<Vec<Score>> {
+        let tokenizer = self.tokenizer();
+        let encode = |text: &str| tokenizer.encode(text, false);
+        let prefix = || {
+            let token = tokenizer.bos_id().or(tokenizer.eos_id());
+            token.context("scoring text without context needs a BOS or EOS token, the tokenizer has neither")
+        };
         let mut engine_requests = Vec::new();
         let mut num_windows = Vec::with_capacity(requests.len());
         for request in requests {
-            let windows = windows(request, self.tokenizer(), self.context_length())?;
+            let windows = windows(request, &encode, &prefix, self.context_length())?;
             num_windows.push(windows.len());
             for mut window in windows {
                 let from = window.tokens.len() - window.scored;

@@ -81,7 +81,6 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Demo {
-        #[allow(dead_code)]
         learning_rate: f64,
     }
 
@@ -91,6 +90,9 @@ mod tests {
         let error = resolve::<Demo>(table, &[], "run.toml").unwrap_err().to_string();
         assert!(error.contains("unknown key `learning_rte`"), "{error}");
         assert!(error.contains("did you mean `learning_rate`?"), "{error}");
+
+        let table: Table = "learning_rate = 1.0".parse().unwrap();
+        assert_eq!(resolve::<Demo>(table, &[], "run.toml").unwrap().learning_rate, 1.0);
     }
 
     #[test]

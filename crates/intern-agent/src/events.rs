@@ -115,7 +115,8 @@ impl EventLog {
                 if answers.len().is_multiple_of(group) || answers.len() == total {
                     kept = end;
                     log.seq = seq;
-                    log.answers.append(&mut answers.clone().split_off(log.answers.len()));
+                    let known = log.answers.len();
+                    log.answers.extend_from_slice(&answers[known..]);
                 }
             }
         }

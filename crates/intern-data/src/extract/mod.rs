@@ -94,7 +94,7 @@ fn main_blocks(dom: &Dom, config: &ExtractConfig) -> Vec<Block> {
 
 /// A name that says boilerplate is not believed where most of the page's prose stands.
 fn doubt(dom: &Dom, hints: &mut [Hint]) {
-    let prose = prose(dom, hints);
+    let prose = prose(dom);
     let total = prose[0];
     for i in 0..dom.nodes.len() {
         let tag = dom.nodes[i].tag;
@@ -106,10 +106,9 @@ fn doubt(dom: &Dom, hints: &mut [Hint]) {
 }
 
 /// Mass of the paragraphs below every node, links left out.
-fn prose(dom: &Dom, hints: &[Hint]) -> Vec<u32> {
+fn prose(dom: &Dom) -> Vec<u32> {
     let mut sums = vec![0u32; dom.nodes.len()];
     let (mut in_paragraph, mut in_link, mut never) = (0, 0, 0);
-    let _ = hints;
     for (i, node) in dom.nodes.iter().enumerate() {
         match node.tag {
             Tag::P => in_paragraph = in_paragraph.max(node.end),

@@ -38,7 +38,7 @@ pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block]) -> Vec<usize> {
     let range = dom.subtree(root);
     let inside: Vec<usize> =
         (0..blocks.len()).filter(|&k| range.contains(&(blocks[k].node as usize))).collect();
-    prune(dom, hints, blocks, &inside)
+    prune(blocks, &inside)
 }
 
 /// What a block contributes to its containers.
@@ -120,7 +120,7 @@ fn descend(dom: &Dom, hints: &[Hint], sums: &[f32]) -> usize {
 }
 
 /// Leaves out what reads as boilerplate inside the chosen container.
-fn prune(_dom: &Dom, _hints: &[Hint], blocks: &[Block], inside: &[usize]) -> Vec<usize> {
+fn prune(blocks: &[Block], inside: &[usize]) -> Vec<usize> {
     let mut keep: Vec<bool> = inside.iter().map(|&k| is_content(&blocks[k])).collect();
     // A heading stays if content follows before the next heading of its level or above.
     for at in (0..inside.len()).rev() {

@@ -1,4 +1,6 @@
-//! `intern serve`: quantize a model, talk with it, serve it over HTTP, dump its logits.
+//! `intern serve`: quantize a model, talk with it, serve it over HTTP, measure it, dump its logits.
+
+mod bench;
 
 use std::path::PathBuf;
 
@@ -19,6 +21,7 @@ use toml::{Table, Value};
   intern serve quantize runs/tiny/checkpoint --type q4_0 --out tiny.gguf
   intern serve chat tiny.gguf
   intern serve api tiny.gguf --port 8000
+  intern serve bench --model tiny.gguf --threads 2
   intern serve logits tiny.gguf --tokens 1,2,3 --out logits.safetensors")]
 pub struct ServeArgs {
     #[command(subcommand)]
@@ -33,6 +36,8 @@ enum ServeCommand {
     Chat(ChatArgs),
     /// Serve a model over HTTP as OpenAI's API.
     Api(ApiArgs),
+    /// Measure how fast a model reads prompts and generates.
+    Bench(bench::BenchArgs),
     /// Write the logits of every position, for comparison with other implementations.
     Logits(LogitsArgs),
 }
@@ -155,6 +160,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
         ServeCommand::Quantize(args) => run_quantize(args),
         ServeCommand::Chat(args) => run_chat(args),
         ServeCommand::Api(args) => api::serve(&api_config(args)?),
+        ServeCommand::Bench(args) => bench::run(args),
         ServeCommand::Logits(args) => run_logits(args),
     }
 }

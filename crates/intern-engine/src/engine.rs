@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::Gguf;
@@ -16,7 +17,9 @@ use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::block_manager::BlockManager;
+use crate::check::Limits;
 use crate::gguf_model;
+use crate::prepare::Preparer;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
 use crate::weights::{Weights, load_checkpoint};
@@ -63,8 +66,6 @@ pub struct EngineRequest {
     pub tokens: Vec<u32>,
     /// How to continue it; `max_tokens = 0` only reads the prompt.
     pub sampling: Sampling,
-    /// Tokens that end the answer besides the model's own.
-    pub stop_ids: Vec<u32>,
     /// Score the prompt's tokens from this index on (at least 1: the first has no context).
     pub score_from: Option<usize>,
     /// A token to score after the prompt without reading it, so that one more than the context
@@ -74,6 +75,10 @@ pub struct EngineRequest {
     pub score_top: usize,
     /// Return the logits of every prompt position.
     pub prompt_logits: bool,
+    /// Return the mean of the prompt's final hidden states, of length 1; needs `max_tokens = 0`.
+    pub embed: bool,
+    /// When the request is given up, with [`Event::Expired`].
+    pub deadline: Option<Instant>,
 }
 
 impl EngineRequest {
@@ -97,7 +102,7 @@ pub struct TokenScore {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What a request hears, in order. `Done` or `Error` comes last.
+/// What a request hears, in order. `Done`, `Error` or `Expired` comes last.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// So many of the prompt's tokens were read.
@@ -128,9 +133,15 @@ pub enum Event {
         scores: Vec<TokenScore>,
         /// `(T, V)` row-major if asked for, else empty.
         logits: Vec<f32>,
+        /// `(C)` if asked for, else empty.
+        embedding: Vec<f32>,
+        /// Prompt tokens that were not read again, because an earlier request began the same way.
+        cached_tokens: usize,
     },
     /// The request failed; others did not.
     Error(String),
+    /// The request's deadline passed.
+    Expired,
 }
 
 /// What the engine is doing, as of its last step.
@@ -140,7 +151,7 @@ pub struct Stats {
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
-    /// Blocks of the cache nobody holds.
+    /// Blocks of the cache nobody holds; prefixes that may come again stay in them.
     pub free_blocks: usize,
     /// All blocks of the cache.
     pub num_blocks: usize,
@@ -152,6 +163,23 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Times a sequence gave up its blocks.
     pub preemptions: u64,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_lookup_tokens: u64,
+    /// Prompt tokens found there.
+    pub prefix_hit_tokens: u64,
+    /// Tokens guessed by speculation.
+    pub draft_tokens: u64,
+    /// Guesses that were right.
+    pub accepted_tokens: u64,
+}
+
+impl Stats {
+    /// Share of the cache's blocks that running sequences hold, from 0 to 1.
+    #[must_use]
+    pub fn kv_usage(&self) -> f64 {
+        let held = self.num_blocks - self.free_blocks.min(self.num_blocks);
+        held as f64 / self.num_blocks.max(1) as f64
+    }
 }
 
 /// Receives a request's events; false when nobody listens any more.
@@ -171,7 +199,8 @@ struct Inner {
     tokenizer: Tokenizer,
     config: ModelConfig,
     name: String,
-    max_context: usize,
+    limits: Limits,
+    preparer: Preparer,
     eos_ids: Vec<u32>,
     weight_bytes: usize,
     stats: Arc<Mutex<Stats>>,
@@ -243,6 +272,8 @@ impl Engine {
         let num_blocks = wanted.min(affordable);
         max_context = max_context.min(num_blocks * config.block_size);
 
+        let limits = Limits { max_context, vocab_size: model.vocab_size };
+
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(config.threads)
             .thread_name(|i| format!("engine-{i}"))
@@ -256,8 +287,7 @@ impl Engine {
             scheduler: Scheduler::new(blocks, config.max_num_seqs, config.max_batch_tokens),
             tokenizer: tokenizer.clone(),
             eos_ids: eos_ids.clone(),
-            vocab_size: model.vocab_size,
-            max_context,
+            limits,
             published: stats.clone(),
             state: State::default(),
         };
@@ -270,10 +300,11 @@ impl Engine {
             inner: Arc::new(Inner {
                 sender: Mutex::new(Some(sender)),
                 thread: Mutex::new(Some(thread)),
+                preparer: Preparer::new(&tokenizer),
                 tokenizer,
                 config: model,
                 name,
-                max_context,
+                limits,
                 eos_ids,
                 weight_bytes,
                 stats,
@@ -302,7 +333,7 @@ impl Engine {
     /// Longest prompt plus answer, in tokens.
     #[must_use]
     pub fn context_length(&self) -> usize {
-        self.inner.max_context
+        self.inner.limits.max_context
     }
 
     /// Tokens that end an answer.
@@ -323,6 +354,15 @@ impl Engine {
         *self.inner.stats.lock().expect("no code panics while holding this lock")
     }
 
+    /// Finds what would make a request fail, without running it.
+    ///
+    /// # Errors
+    /// If the prompt does not fit, a parameter is out of range or a grammar is not supported.
+    pub fn check(&self, request: &EngineRequest) -> Result<()> {
+        self.inner.limits.check(request)?;
+        self.inner.preparer.prepare(&request.sampling).map(drop)
+    }
+
     /// Queues a request. Dropping the receiver cancels it.
     #[must_use]
     pub fn submit(&self, request: EngineRequest) -> Receiver<Event> {
@@ -331,11 +371,20 @@ impl Engine {
         receiver
     }
 
-    /// Queues a request whose events go to `listener`, on the engine's thread.
+    /// Queues a request whose events go to `listener`, on the engine's thread. What must be
+    /// compiled first is compiled on the caller's.
     pub fn submit_to(&self, request: EngineRequest, listener: Listener) {
+        let checked = self.inner.limits.check(&request);
+        let prepared = match checked.and_then(|()| self.inner.preparer.prepare(&request.sampling)) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                listener(Event::Error(format!("{error:#}")));
+                return;
+            }
+        };
         let sender = self.inner.sender.lock().expect("no code panics while holding this lock");
         let sender = sender.as_ref().expect("the channel closes only when the engine is dropped");
-        if let Err(unsent) = sender.send(Submission { request, listener }) {
+        if let Err(unsent) = sender.send(Submission { request, prepared, listener }) {
             (unsent.0.listener)(Event::Error("the engine has stopped".to_owned()));
         }
     }
@@ -347,15 +396,42 @@ impl Engine {
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let sampling = Sampling { max_tokens: 0, ..Sampling::default() };
         let request = EngineRequest { prompt_logits: true, ..EngineRequest::new(tokens.to_vec(), sampling) };
-        for event in self.submit(request) {
-            match event {
-                Event::Done { logits, .. } => return Ok(logits),
-                Event::Error(message) => bail!(message),
-                Event::Prefill { .. } | Event::Token { .. } => {}
-            }
-        }
-        bail!("the engine has stopped")
+        end(self.submit(request), |event| match event {
+            Event::Done { logits, .. } => Some(logits),
+            _ => None,
+        })
     }
+
+    /// One vector of length 1 per text: the mean of its tokens' final hidden states.
+    ///
+    /// # Errors
+    /// If a text has no tokens, too many, or ids outside the vocabulary.
+    pub fn embed(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+        let request = |tokens: &Vec<u32>| {
+            let sampling = Sampling { max_tokens: 0, ..Sampling::default() };
+            self.submit(EngineRequest { embed: true, ..EngineRequest::new(tokens.clone(), sampling) })
+        };
+        let receivers: Vec<_> = texts.iter().map(request).collect();
+        let embedding = |event| match event {
+            Event::Done { embedding, .. } => Some(embedding),
+            _ => None,
+        };
+        let one = |(i, receiver)| end(receiver, embedding).with_context(|| format!("text {i}"));
+        receivers.into_iter().enumerate().map(one).collect()
+    }
+}
+
+/// What `take` finds in the last event.
+fn end<T>(events: Receiver<Event>, take: impl Fn(Event) -> Option<T>) -> Result<T> {
+    for event in events {
+        match event {
+            Event::Done { .. } => return take(event).context("the last event holds the answer"),
+            Event::Error(message) => bail!(message),
+            Event::Expired => bail!("the request's deadline has passed"),
+            Event::Prefill { .. } | Event::Token { .. } => {}
+        }
+    }
+    bail!("the engine has stopped")
 }
 
 fn file_name(path: &Path) -> String {

@@ -7,9 +7,12 @@
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
 pub mod block_manager;
+mod check;
 mod engine;
 mod gguf_model;
 mod lm;
+mod penalties;
+mod prepare;
 pub mod quantize;
 mod rope;
 mod runner;

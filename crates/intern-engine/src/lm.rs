@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::channel;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use intern_format::conversation::Message;
 use intern_lm::score::{total, windows};
 use intern_lm::tools::{Piece, ToolFormat, ToolSplitter};
@@ -59,6 +59,7 @@ impl Engine {
                     pending -= 1;
                 }
                 Event::Error(message) => return Err(anyhow!(message).context(format!("request {i}"))),
+                Event::Expired => bail!("request {i}: its deadline has passed"),
             }
         }
         Ok(answers)
@@ -76,8 +77,8 @@ impl Engine {
         let mut sampling = request.sampling.clone();
         // The markers of tool calls are special tokens.
         sampling.keep_special |= format != ToolFormat::None;
-        let mut engine_request = EngineRequest::new(tokens, sampling);
-        engine_request.stop_ids = tokenizer.end_ids();
+        sampling.stop_ids = tokenizer.end_ids();
+        let engine_request = EngineRequest::new(tokens, sampling);
         let earlier_calls = request.messages.iter().map(|m| m.tool_calls.len()).sum();
         Ok((engine_request, ToolSplitter::new(format, earlier_calls)))
     }

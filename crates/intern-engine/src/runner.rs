@@ -133,6 +133,14 @@ impl Runner {
         results
     }
 
+    /// The normed final hidden state of row `row` of the last step, `(C)`.
+    pub fn hidden(&self, row: usize) -> Vec<f32> {
+        let (c, eps) = (self.weights.config.hidden_size, self.weights.config.rms_norm_eps as f32);
+        let mut out = vec![0.0; c];
+        ops::rms_norm(&self.buffers.x[row * c..(row + 1) * c], &self.weights.norm, eps, &mut out);
+        out
+    }
+
     /// Fills `x` with embeddings and the tables with rotations.
     fn embed(&mut self, rows: &[Row]) {
         let (b, c) = (&mut self.buffers, self.weights.config.hidden_size);

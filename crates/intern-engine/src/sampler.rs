@@ -1,12 +1,14 @@
 //! Chooses the next token from a row of logits.
 //!
-//! Penalty, temperature, top-k, top-p, min-p, then one draw, in the order of `transformers`.
-//! The draw is value `position` of the request's own random stream, so the same request with
+//! Penalties, temperature, top-k, top-p, min-p, typical, then one draw, in the order of
+//! `transformers`. Nothing sorts the whole vocabulary; what is off costs nothing. The draw is value `position` of the request's own random stream, so the same request with
 //! the same seed gives the same tokens whatever runs beside it.
 
 use intern_kernels::rng::Rng;
-use intern_kernels::sampling::{argmax, log_sum_exp, top_k};
+use intern_kernels::sampling::{argmax, log_sum_exp, max, top_k};
 use intern_lm::Sampling;
+
+use crate::penalties::{self, Said};
 
 /// A chosen token.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,29 +19,34 @@ pub(crate) struct Choice {
     pub logprob: Option<(f32, Vec<(u32, f32)>)>,
 }
 
-/// Chooses token number `position` of a sequence; `seen` holds everything before it.
-pub(crate) fn sample(logits: &mut [f32], sampling: &Sampling, seen: &[u32], position: usize) -> Choice {
-    let before = sampling.logprobs.map(|n| {
-        let total = log_sum_exp(logits);
-        let raw = logits.to_vec();
-        (total, top_k(&raw, n), raw)
-    });
-    penalize(logits, sampling.repetition_penalty, seen);
-    let id = if sampling.temperature <= 0.0 {
-        argmax(logits) as u32
-    } else {
-        let u = unit(sampling.seed, position);
-        if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
-            draw_any(logits, f64::from(sampling.temperature), u)
-        } else {
-            draw(&candidates(logits, sampling), u)
-        }
-    };
-    let logprob = before.map(|(total, top, raw)| {
+/// Chooses the token after `said`.
+pub(crate) fn sample(logits: &mut [f32], sampling: &Sampling, said: Said) -> Choice {
+    let before = sampling.logprobs.map(|n| (log_sum_exp(logits), top_k(logits, n)));
+    let raw = (before.is_some() && penalties::are_on(sampling)).then(|| logits.to_vec());
+    penalties::apply(logits, sampling, said);
+    let id = choose(logits, sampling, said.tokens.len());
+    let logprob = before.map(|(total, top)| {
         let relative = |logit: f32| (f64::from(logit) - total) as f32;
-        (relative(raw[id as usize]), top.into_iter().map(|(id, logit)| (id, relative(logit))).collect())
+        let own = raw.as_deref().unwrap_or(logits)[id as usize];
+        (relative(own), top.into_iter().map(|(id, logit)| (id, relative(logit))).collect())
     });
     Choice { id, logprob }
+}
+
+/// Takes the likeliest, or draws at `position` of the request's stream.
+fn choose(logits: &[f32], sampling: &Sampling, position: usize) -> u32 {
+    if sampling.temperature <= 0.0 {
+        return argmax(logits) as u32;
+    }
+    let u = unit(sampling.seed, position);
+    let filtered = sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0;
+    let temperature = f64::from(sampling.temperature);
+    match (filtered, sampling.typical_p < 1.0) {
+        (false, false) => draw_any(logits, temperature, u),
+        (true, false) => draw(&candidates(logits, sampling), u),
+        (true, true) => draw(&typical(candidates(logits, sampling), sampling.typical_p), u),
+        (false, true) => draw(&typical(all(logits, temperature), sampling.typical_p), u),
+    }
 }
 
 /// The draw of one position, in `[0, 1)`.
@@ -47,17 +54,40 @@ fn unit(seed: u64, position: usize) -> f64 {
     (Rng::new(seed, 0).at(position as u64) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Makes every token of `seen` less likely, once each.
-fn penalize(logits: &mut [f32], penalty: f32, seen: &[u32]) {
-    if penalty == 1.0 {
-        return;
-    }
-    let mut unique = seen.to_vec();
-    unique.sort_unstable();
-    unique.dedup();
-    for id in unique {
-        let logit = &mut logits[id as usize];
-        *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+/// Every possible token with its weight relative to the likeliest, by id.
+fn all(logits: &[f32], temperature: f64) -> Vec<(u32, f64)> {
+    let first = f64::from(max(logits));
+    let possible = logits.iter().enumerate().filter(|(_, x)| !x.is_nan() && **x > f32::NEG_INFINITY);
+    possible.map(|(id, &x)| (id as u32, ((f64::from(x) - first) / temperature).exp())).collect()
+}
+
+/// The candidates whose surprise is closest to the distribution's entropy, up to `mass`.
+fn typical(mut candidates: Vec<(u32, f64)>, mass: f32) -> Vec<(u32, f64)> {
+    let total: f64 = candidates.iter().map(|c| c.1).sum();
+    let surprise = |w: f64| total.ln() - w.ln();
+    let entropy: f64 = candidates.iter().filter(|c| c.1 > 0.0).map(|c| c.1 / total * surprise(c.1)).sum();
+    let distance = |c: &(u32, f64)| (surprise(c.1) - entropy).abs();
+    let order = |a: &(u32, f64), b: &(u32, f64)| distance(a).total_cmp(&distance(b)).then(a.0.cmp(&b.0));
+    // Few are needed as a rule; widen until the mass is covered.
+    let mut width = 256.min(candidates.len());
+    loop {
+        if width < candidates.len() {
+            candidates.select_nth_unstable_by(width, order);
+        }
+        candidates[..width].sort_unstable_by(order);
+        let mut sum = 0.0;
+        let covered = candidates[..width].iter().position(|c| {
+            sum += c.1;
+            sum >= f64::from(mass) * total
+        });
+        if let Some(last) = covered {
+            candidates.truncate(last + 1);
+            return candidates;
+        }
+        if width == candidates.len() {
+            return candidates;
+        }
+        width = (4 * width).min(candidates.len());
     }
 }
 
@@ -70,13 +100,13 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     let mut width = if sampling.top_p >= 1.0 && sampling.min_p <= 0.0 { k } else { k.min(256) };
     loop {
         let best = top_k(logits, width);
-        let Some(&(_, first)) = best.first() else { return vec![(0, 1.0)] };
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(first)) / temperature).exp();
+        let Some(first) = best.first().map(|b| f64::from(b.1)) else { return vec![(0, 1.0)] };
+        let weight = |logit: f32| ((f64::from(logit) - first) / temperature).exp();
         let mut kept: Vec<(u32, f64)> = best.iter().map(|&(id, logit)| (id, weight(logit))).collect();
         let complete = width == k;
         if sampling.top_p < 1.0 {
             let total: f64 = match sampling.top_k {
-                0 => logits.iter().map(|&x| weight(x)).filter(|w| !w.is_nan()).sum(),
+                0 => runs(logits, first, temperature).iter().sum(),
                 _ => match complete {
                     true => kept.iter().map(|c| c.1).sum(),
                     false => {
@@ -114,19 +144,44 @@ fn candidates(logits: &[f32], sampling: &Sampling) -> Vec<(u32, f64)> {
     }
 }
 
+/// Logits per partial sum.
+const RUN: usize = 1024;
+
+/// Sums of the weights `e^((x - first) / temperature)` over consecutive runs.
+fn runs(logits: &[f32], first: f64, temperature: f64) -> Vec<f64> {
+    let mut scaled = [0.0f32; RUN];
+    let one = |run: &[f32]| {
+        let scaled = &mut scaled[..run.len()];
+        scaled.iter_mut().zip(run).for_each(|(s, &x)| *s = ((f64::from(x) - first) / temperature) as f32);
+        log_sum_exp(scaled).exp()
+    };
+    logits.chunks(RUN).map(one).collect()
+}
+
 /// One of all tokens, without sorting them.
 fn draw_any(logits: &[f32], temperature: f64, u: f64) -> u32 {
-    let first = f64::from(logits[argmax(logits)]);
-    let weight = |&x: &f32| if x.is_nan() { 0.0 } else { ((f64::from(x) - first) / temperature).exp() };
-    let total: f64 = logits.iter().map(weight).sum();
-    let mut rest = u * total;
-    for (id, x) in logits.iter().enumerate() {
-        rest -= weight(x);
-        if rest < 0.0 {
-            return id as u32;
+    let first = f64::from(max(logits));
+    let runs = runs(logits, first, temperature);
+    let mut rest = u * runs.iter().sum::<f64>();
+    let last = runs.iter().rposition(|&sum| sum > 0.0).unwrap_or(0);
+    let run = runs.iter().take(last).position(|&sum| {
+        let inside = rest < sum;
+        rest -= if inside { 0.0 } else { sum };
+        inside
+    });
+    let start = run.unwrap_or(last) * RUN;
+    let mut found = argmax(logits) as u32;
+    for (i, &x) in logits[start..].iter().take(RUN).enumerate() {
+        let weight = ((f64::from(x) - first) / temperature).exp();
+        if weight > 0.0 {
+            found = (start + i) as u32; // the last one, where rounding leaves a hair
+            rest -= weight;
+            if rest < 0.0 {
+                break;
+            }
         }
     }
-    argmax(logits) as u32 // rounding left a hair
+    found
 }
 
 /// The candidate at `u` of the cumulative weight.
@@ -148,6 +203,10 @@ mod tests {
 
     use super::*;
 
+    fn said(tokens: &[u32]) -> Said<'_> {
+        Said { tokens, prompt_len: 0, breakers: &[] }
+    }
+
     fn warm() -> Sampling {
         Sampling { temperature: 1.0, ..Sampling::default() }
     }
@@ -155,7 +214,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_likeliest() {
         let mut logits = vec![0.5, 2.0, 2.0, -1.0];
-        assert_eq!(sample(&mut logits, &Sampling::default(), &[], 0).id, 1);
+        assert_eq!(sample(&mut logits, &Sampling::default(), said(&[])).id, 1);
     }
 
     #[test]
@@ -164,14 +223,13 @@ mod tests {
         let mut counts = [0f64; 4];
         let n = 20_000;
         for position in 0..n {
-            counts[sample(&mut logits.to_vec(), &warm(), &[], position).id as usize] += 1.0 / n as f64;
+            counts[choose(&logits, &warm(), position) as usize] += 1.0 / n as f64;
         }
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         for (count, &logit) in counts.iter().zip(&logits) {
             assert!((count - f64::from(logit).exp() / total).abs() < 0.015, "{counts:?}");
         }
-        let again =
-            |seed, position| sample(&mut logits.to_vec(), &Sampling { seed, ..warm() }, &[], position).id;
+        let again = |seed, position| choose(&logits, &Sampling { seed, ..warm() }, position);
         assert!((0..50).all(|p| again(3, p) == again(3, p)));
         assert!((0..50).any(|p| again(3, p) != again(4, p)));
     }
@@ -191,11 +249,26 @@ mod tests {
     }
 
     #[test]
-    fn the_penalty_counts_each_seen_token_once() {
-        let mut logits = vec![2.0, -2.0, 1.9];
-        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
-        assert_eq!(sample(&mut logits, &sampling, &[0, 0, 1], 3).id, 2);
-        assert_eq!(logits, [1.0, -4.0, 1.9]);
+    fn typical_takes_what_surprises_as_expected() {
+        // Entropy 1.75 bits; surprises 1, 2, 3, 3 bits: the second is closest, then the first.
+        let logits: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
+        let ids = |mass: f32| typical(all(&logits, 1.0), mass).iter().map(|c| c.0).collect::<Vec<_>>();
+        assert_eq!(ids(0.2), [1]);
+        assert_eq!(ids(0.5), [1, 0]);
+        assert_eq!(ids(0.8), [1, 0, 2]);
+        assert_eq!(ids(1.0), [1, 0, 2, 3]);
+    }
+
+    #[test]
+    fn a_wide_vocabulary_is_drawn_from_by_weight() {
+        // Two tokens far apart hold three and one quarters; the rest is impossible.
+        let mut logits = vec![f32::NEG_INFINITY; 5000];
+        (logits[77], logits[4321]) = (3f32.ln() * 0.5, 0.0);
+        let half = Sampling { temperature: 0.5, ..warm() };
+        let n = 4000;
+        let hits = (0..n).filter(|&p| choose(&logits, &half, p) == 77).count();
+        assert!((0..n).all(|p| matches!(choose(&logits, &half, p), 77 | 4321)));
+        assert!((hits as f64 / n as f64 - 0.75).abs() < 0.03, "{hits}");
     }
 
     #[test]
@@ -203,7 +276,7 @@ mod tests {
         let logits = [0.0f32, 1.0, 2.0];
         let sampling =
             Sampling { logprobs: Some(2), repetition_penalty: 3.0, temperature: 0.1, ..Sampling::default() };
-        let choice = sample(&mut logits.to_vec(), &sampling, &[2], 0);
+        let choice = sample(&mut logits.to_vec(), &sampling, said(&[2]));
         let total = logits.iter().map(|x| x.exp()).sum::<f32>().ln();
         let (logprob, top) = choice.logprob.unwrap();
         assert!((logprob - (logits[choice.id as usize] - total)).abs() < 1e-6);

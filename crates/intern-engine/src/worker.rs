@@ -8,12 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, bail, ensure};
 use intern_kernels::sampling::{argmax, log_sum_exp, top_k};
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
 use intern_tokenizer::Tokenizer;
 
+use crate::check::Limits;
 use crate::engine::{EngineRequest, Event, Listener, Stats, TokenScore};
+use crate::penalties::Said;
+use crate::prepare::Prepared;
 use crate::runner::{Row, Runner};
 use crate::sampler::{Choice, sample};
 use crate::scheduler::{Chunk, Scheduler};
@@ -23,16 +25,21 @@ use crate::text::TextStream;
 /// A request on its way to the thread.
 pub(crate) struct Submission {
     pub request: EngineRequest,
+    pub prepared: Prepared,
     pub listener: Listener,
 }
 
 /// What the thread knows of a request besides its sequence.
 struct Active {
     request: EngineRequest,
+    prepared: Prepared,
     listener: Listener,
     text: TextStream,
     scores: Vec<TokenScore>,
     logits: Vec<f32>,
+    /// Sum of the final hidden states of the first `pooled` prompt tokens, in order.
+    hidden: Vec<f64>,
+    pooled: usize,
 }
 
 /// The engine's thread.
@@ -41,8 +48,7 @@ pub(crate) struct Worker {
     pub scheduler: Scheduler,
     pub tokenizer: Tokenizer,
     pub eos_ids: Vec<u32>,
-    pub vocab_size: usize,
-    pub max_context: usize,
+    pub limits: Limits,
     pub published: Arc<Mutex<Stats>>,
     pub state: State,
 }
@@ -90,64 +96,25 @@ impl Worker {
         }
     }
 
-    /// Checks a request and queues it.
-    fn accept(&mut self, Submission { request, listener }: Submission) {
-        if let Err(error) = self.check(&request) {
-            listener(Event::Error(format!("{error:#}")));
-            return;
-        }
+    /// Queues a request that was checked.
+    fn accept(&mut self, Submission { request, prepared, listener }: Submission) {
         let id = self.state.next_id;
         self.state.next_id += 1;
         let n = request.tokens.len();
-        let max_len = n.saturating_add(request.sampling.max_tokens).min(self.max_context);
+        let max_len = n.saturating_add(request.sampling.max_tokens).min(self.limits.max_context);
         self.scheduler.add(Sequence::new(id, request.tokens.clone(), max_len));
         let text = TextStream::new(&self.tokenizer, request.sampling.keep_special, &request.sampling.stop);
-        self.state
-            .requests
-            .insert(id, Active { request, listener, text, scores: Vec::new(), logits: Vec::new() });
-    }
-
-    fn check(&self, request: &EngineRequest) -> Result<()> {
-        let n = request.tokens.len();
-        ensure!(n > 0, "the prompt is empty\nhint: give at least one token");
-        ensure!(
-            n <= self.max_context,
-            "the prompt has {n} tokens, the context is {}\nhint: shorten the prompt or raise max_context and kv_memory_mb",
-            self.max_context
-        );
-        if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= self.vocab_size) {
-            bail!("token id {id}, expected below the vocabulary size {}", self.vocab_size);
-        }
-        let s = &request.sampling;
-        ensure!(
-            s.temperature.is_finite() && s.temperature >= 0.0,
-            "temperature is {}, expected at least 0",
-            s.temperature
-        );
-        ensure!(s.top_p > 0.0 && s.top_p <= 1.0, "top_p is {}, expected above 0 and at most 1", s.top_p);
-        ensure!((0.0..=1.0).contains(&s.min_p), "min_p is {}, expected from 0 to 1", s.min_p);
-        ensure!(
-            s.repetition_penalty.is_finite() && s.repetition_penalty > 0.0,
-            "repetition_penalty is {}, expected above 0",
-            s.repetition_penalty
-        );
-        ensure!(!request.prompt_logits || s.max_tokens == 0, "prompt_logits needs max_tokens = 0");
-        if let Some(id) = request.score_next {
-            ensure!(
-                s.max_tokens == 0 && request.score_from.is_some(),
-                "score_next needs score_from and max_tokens = 0"
-            );
-            ensure!(
-                (id as usize) < self.vocab_size,
-                "token id {id}, expected below the vocabulary size {}",
-                self.vocab_size
-            );
-        }
-        ensure!(
-            request.score_from != Some(0),
-            "score_from is 0, expected at least 1: the first token has no context"
-        );
-        Ok(())
+        let active = Active {
+            request,
+            prepared,
+            listener,
+            text,
+            scores: Vec::new(),
+            logits: Vec::new(),
+            hidden: Vec::new(),
+            pooled: 0,
+        };
+        self.state.requests.insert(id, active);
     }
 
     /// Makes the counts visible to other threads.
@@ -211,21 +178,46 @@ impl Worker {
             }
         }
         let requests = &self.state.requests;
-        let sampling: Vec<&EngineRequest> = wanted.iter().map(|(id, _, _)| &requests[id].request).collect();
-        let sampling: Vec<(&Sampling, usize)> = sampling.iter().map(|r| (&r.sampling, r.score_top)).collect();
+        let facts = |id| {
+            let active: &Active = &requests[id];
+            (&active.request.sampling, active.request.score_top, &active.prepared)
+        };
+        let facts: Vec<(&Sampling, usize, &Prepared)> = wanted.iter().map(|(id, _, _)| facts(id)).collect();
         let consume = |i: usize, logits: &mut [f32]| {
             let (_, want, sequence) = &wanted[i];
-            let (sampling, top) = sampling[i];
+            let (sampling, top, prepared) = facts[i];
             match want {
                 Wanted::Next => {
-                    Outcome::Chosen(sample(logits, sampling, &sequence.tokens, sequence.tokens.len()))
+                    let (tokens, prompt_len) = (&sequence.tokens[..], sequence.prompt_len);
+                    let said = Said { tokens, prompt_len, breakers: &prepared.breakers };
+                    Outcome::Chosen(sample(logits, sampling, said))
                 }
                 Wanted::Score(id) => Outcome::Scored(score(logits, *id, top)),
                 Wanted::Logits(id) => Outcome::Logits(logits.to_vec(), id.map(|id| score(logits, id, top))),
             }
         };
         let outcomes = self.runner.step(&rows, &tables, &outputs, consume);
-        wanted.iter().map(|(id, _, _)| *id).zip(outcomes).collect()
+        let outcomes = wanted.iter().map(|(id, _, _)| *id).zip(outcomes).collect();
+        self.pool(chunks);
+        outcomes
+    }
+
+    /// Adds the final hidden states of this step to the requests that want their mean.
+    fn pool(&mut self, chunks: &[Chunk]) {
+        let mut row = 0;
+        for chunk in chunks {
+            let active = self.state.requests.get_mut(&chunk.id).expect("scheduled requests are active");
+            for position in chunk.start..chunk.start + chunk.len {
+                // After preemption positions come again.
+                if active.request.embed && position == active.pooled {
+                    let hidden = self.runner.hidden(row);
+                    active.hidden.resize(hidden.len(), 0.0);
+                    active.hidden.iter_mut().zip(&hidden).for_each(|(sum, &x)| *sum += f64::from(x));
+                    active.pooled += 1;
+                }
+                row += 1;
+            }
+        }
     }
 
     /// Hands out what a chunk brought and ends its request if it is complete.
@@ -257,7 +249,7 @@ impl Worker {
                 Some(choice) => {
                     let id = choice.id;
                     let is_end = !active.request.sampling.ignore_eos
-                        && (self.eos_ids.contains(&id) || active.request.stop_ids.contains(&id));
+                        && (self.eos_ids.contains(&id) || active.request.sampling.stop_ids.contains(&id));
                     let logprob = choice.logprob.map(|l| named(&self.tokenizer, id, l));
                     let text = if is_end { String::new() } else { active.text.push(id) };
                     listening = (active.listener)(Event::Token { id, text, logprob });
@@ -282,7 +274,9 @@ impl Worker {
             let finish = if active.text.stopped() { FinishReason::Stop } else { finish };
             let (scores, logits) = (active.scores, active.logits);
             self.publish(); // who hears of the end sees the blocks free
-            (active.listener)(Event::Done { text, finish, usage, scores, logits });
+            let embedding = unit_length(&active.hidden);
+            let cached_tokens = 0;
+            (active.listener)(Event::Done { text, finish, usage, scores, logits, embedding, cached_tokens });
         }
     }
 
@@ -295,7 +289,7 @@ impl Worker {
         let following =
             if next < sequence.prompt_len { Some(sequence.tokens[next]) } else { request.score_next };
         let to_score = following.filter(|_| request.score_from.is_some_and(is_new));
-        if request.prompt_logits && position * self.vocab_size >= logits.len() {
+        if request.prompt_logits && position * self.limits.vocab_size >= logits.len() {
             return Some(Wanted::Logits(to_score));
         }
         if let Some(id) = to_score {
@@ -304,6 +298,12 @@ impl Worker {
         let is_newest = next == sequence.tokens.len() && next < sequence.max_len;
         is_newest.then_some(Wanted::Next)
     }
+}
+
+/// `sum` scaled to length 1.
+fn unit_length(sum: &[f64]) -> Vec<f32> {
+    let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    sum.iter().map(|x| (x / norm) as f32).collect()
 }
 
 /// Log-probability and rank of `id`.
@@ -391,8 +391,7 @@ mod tests {
             scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),
             eos_ids: vec![],
-            vocab_size: 320,
-            max_context: 256,
+            limits: Limits { max_context: 256, vocab_size: 320 },
             published: Arc::default(),
             state: State::default(),
         }
@@ -405,7 +404,8 @@ mod tests {
         let submit = |worker: &mut Worker, tokens: Vec<u32>| {
             let (sender, receiver) = channel();
             let listener: Listener = Box::new(move |event| sender.send(event).is_ok());
-            worker.accept(Submission { request: EngineRequest::new(tokens, sampling.clone()), listener });
+            let request = EngineRequest::new(tokens, sampling.clone());
+            worker.accept(Submission { request, prepared: Prepared::default(), listener });
             receiver
         };
         let bad = submit(&mut worker, vec![1, POISON]);

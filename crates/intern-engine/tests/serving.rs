@@ -230,3 +230,18 @@ fn events_tell_the_progress_of_a_long_prompt() {
     assert!(scores.iter().all(|s| s.top.len() == 2 && s.logprob <= s.top[0].1));
     assert_eq!((usage.prompt_tokens, usage.completion_tokens), (100, 2));
 }
+
+#[test]
+fn embeddings_have_length_one_and_do_not_depend_on_company() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&config(Architecture::InternLm2), dir.path(), DType::F32);
+    let engine = load(dir.path());
+    let texts: Vec<Vec<u32>> = (0..5).map(|i| prompt(3 + 40 * i as usize, i)).collect();
+    let together = engine.embed(&texts).unwrap();
+    for (text, embedding) in texts.iter().zip(&together) {
+        assert_eq!(embedding.len(), 64);
+        assert!((embedding.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        assert_eq!(engine.embed(std::slice::from_ref(text)).unwrap()[0], *embedding);
+    }
+    assert!(engine.embed(&[vec![]]).unwrap_err().to_string().contains("text 0"));
+}

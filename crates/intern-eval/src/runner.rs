@@ -123,7 +123,7 @@ fn ask_group(config: &EvalConfig, model: &dyn LanguageModel, group: &[Requests])
             .iter()
             .filter_map(|r| match r {
                 Requests::Generate(request) => {
-                    let mut request = request.clone();
+                    let mut request = GenerateRequest::clone(request);
                     request.sampling.seed = config.seed;
                     Some(request)
                 }

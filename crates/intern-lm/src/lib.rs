@@ -13,8 +13,8 @@ pub mod wire;
 use anyhow::Result;
 
 pub use request::{
-    ChatRequest, ChatResponse, Completion, FinishReason, GenerateRequest, Prompt, Sampling, Score,
-    ScoreRequest, TokenLogprob, ToolChoice, Usage,
+    ChatRequest, ChatResponse, Completion, Dry, FinishReason, GenerateRequest, Grammar, Prompt, Sampling,
+    Score, ScoreRequest, TokenLogprob, ToolChoice, Usage,
 };
 
 /// Receives text as it is generated: the request's index in the batch, then the new piece.

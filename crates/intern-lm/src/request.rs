@@ -1,5 +1,7 @@
 //! Requests and answers of [`crate::LanguageModel`].
 
+use std::collections::BTreeMap;
+
 use intern_format::conversation::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,14 +27,29 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drop tokens below this share of the likeliest token's probability.
     pub min_p: f32,
+    /// Keep the tokens whose surprise is closest to the expected one, up to this much
+    /// probability (locally typical sampling, Meister et al., 2022); 1 is off.
+    pub typical_p: f32,
     /// Divides (multiplies if negative) the logits of tokens already seen; 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens generated so far; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time it was generated so far; 0 is off.
+    pub frequency_penalty: f32,
+    /// Makes it costly to repeat what was said word for word.
+    pub dry: Option<Dry>,
+    /// Added to the logits of these token ids, from −100 to 100.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Seeds the choice; the same request with the same seed gives the same tokens.
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// Stop when one of these appears; it is not part of the answer.
     pub stop: Vec<String>,
+    /// Tokens that end the answer besides the model's own; part of the ids, not of the text.
+    pub stop_ids: Vec<u32>,
+    /// What the answer must look like. An answer cut by `max_tokens` is only a beginning of it.
+    pub grammar: Option<Grammar>,
     /// Go on past the end-of-text token.
     pub ignore_eos: bool,
     /// Keep special tokens in the text (agent protocols need them).
@@ -48,15 +65,62 @@ impl Default for Sampling {
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
+            typical_p: 1.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            dry: None,
+            logit_bias: BTreeMap::new(),
             seed: 0,
             max_tokens: 256,
             stop: Vec::new(),
+            stop_ids: Vec::new(),
+            grammar: None,
             ignore_eos: false,
             keep_special: false,
             logprobs: None,
         }
     }
+}
+
+/// "Don't repeat yourself": a token that would lengthen a repetition of `n` tokens loses
+/// `multiplier * base^(n - allowed_length)` (the sampler of that name by p-e-w).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dry {
+    /// Size of the penalty; 0 is off.
+    pub multiplier: f32,
+    /// Growth with the repetition's length.
+    pub base: f32,
+    /// Repetitions shorter than this are free.
+    pub allowed_length: usize,
+    /// A repetition begins anew behind a token whose text contains one of these.
+    pub sequence_breakers: Vec<String>,
+}
+
+impl Default for Dry {
+    fn default() -> Self {
+        Self {
+            multiplier: 0.8,
+            base: 1.75,
+            allowed_length: 2,
+            sequence_breakers: ["\n", ":", "\"", "*"].map(str::to_owned).to_vec(),
+        }
+    }
+}
+
+/// The form an answer must have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that this schema accepts.
+    JsonSchema(Value),
+    /// Text that this regular expression matches as a whole.
+    Regex(String),
+    /// Text of this context-free grammar, in llguidance's dialect of Lark.
+    Lark(String),
 }
 
 /// One prompt to continue.

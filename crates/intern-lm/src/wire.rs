@@ -56,6 +56,7 @@ mod tests {
                 ignore_eos: true,
                 keep_special: true,
                 logprobs: Some(2),
+                ..Sampling::default()
             },
             raw: true,
         };

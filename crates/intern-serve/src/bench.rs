@@ -71,6 +71,7 @@ pub(crate) fn run_local(engine: &Engine, prompts: Vec<Vec<u32>>, n: usize) -> Re
             match event {
                 Event::Done { .. } => is_done = true,
                 Event::Error(message) => bail!(message),
+                Event::Expired => anyhow::bail!("the deadline has passed"),
                 Event::Prefill { .. } | Event::Token { .. } => {}
             }
         }

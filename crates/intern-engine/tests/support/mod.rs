@@ -112,6 +112,7 @@ pub fn collect(events: std::sync::mpsc::Receiver<Event>) -> Result<Vec<u32>, Str
             Event::Token { id, .. } => tokens.push(id),
             Event::Done { .. } => return Ok(tokens),
             Event::Error(message) => return Err(message),
+            Event::Expired => return Err("expired".to_owned()),
             Event::Prefill { .. } => {}
         }
     }

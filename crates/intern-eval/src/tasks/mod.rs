@@ -50,7 +50,7 @@ pub enum Requests {
     /// Log-likelihoods.
     Score(Vec<ScoreRequest>),
     /// Text.
-    Generate(GenerateRequest),
+    Generate(Box<GenerateRequest>),
 }
 
 /// What is right for one document.
@@ -149,7 +149,8 @@ impl Task {
         Ok(match (spec.output_type, prompt) {
             (OutputType::GenerateUntil, Prompt::One(context)) => {
                 let sampling = spec.sampling.clone();
-                Requests::Generate(GenerateRequest { prompt: intern_lm::Prompt::Text(context), sampling })
+                let prompt = intern_lm::Prompt::Text(context);
+                Requests::Generate(Box::new(GenerateRequest { prompt, sampling }))
             }
             (OutputType::Loglikelihood, Prompt::One(context)) => {
                 Requests::Score(vec![one(context, self.target_text(doc)?)])

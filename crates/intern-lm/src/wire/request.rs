@@ -197,7 +197,7 @@ impl Common {
             stop: self.stop.clone().map(OneOrMany::into_vec).unwrap_or_default(),
             ignore_eos: self.ignore_eos.unwrap_or(false),
             keep_special: !self.skip_special_tokens.unwrap_or(true),
-            logprobs: None,
+            ..Sampling::default()
         })
     }
 

@@ -43,7 +43,6 @@ struct Plan {
     created: u64,
     tokens: Arc<Vec<u32>>,
     /// Tokens that end a turn.
-    stop_ids: Vec<u32>,
     sampling: Sampling,
     n: usize,
     /// How calls in the answer are written; `None` where they are not parsed.
@@ -85,11 +84,11 @@ impl Plan {
         let keep_special = sampling.keep_special;
         // The markers of calls are special tokens; the others are taken out of the text later.
         sampling.keep_special |= format != ToolFormat::None;
+        sampling.stop_ids = tokenizer.end_ids();
         Ok(Self {
             id: app.id("chatcmpl", number),
             created: unix_time(),
             tokens: Arc::new(tokens),
-            stop_ids: tokenizer.end_ids(),
             sampling,
             n,
             format,
@@ -106,7 +105,6 @@ impl Plan {
         let job = |i: usize| Job {
             tokens: self.tokens.clone(),
             sampling: Sampling { seed: self.sampling.seed.wrapping_add(i as u64), ..self.sampling.clone() },
-            stop_ids: self.stop_ids.clone(),
             prompt_logprobs: None,
         };
         (0..self.n).map(job).collect()

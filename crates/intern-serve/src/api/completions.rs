@@ -123,7 +123,6 @@ impl Plan {
                 jobs.push(Job {
                     tokens: prompt.tokens.clone(),
                     sampling: Sampling { seed, ..prompt.sampling.clone() },
-                    stop_ids: Vec::new(),
                     prompt_logprobs: self.logprobs.filter(|_| self.echo),
                 });
             }

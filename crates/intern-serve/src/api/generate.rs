@@ -23,8 +23,6 @@ const GLANCE: Duration = Duration::from_millis(20);
 pub(super) struct Job {
     pub tokens: Arc<Vec<u32>>,
     pub sampling: Sampling,
-    /// Tokens that end the answer besides the model's own.
-    pub stop_ids: Vec<u32>,
     /// Log-probabilities of the prompt's tokens with this many alternatives.
     pub prompt_logprobs: Option<usize>,
 }
@@ -76,7 +74,6 @@ pub(super) fn run(
     let wants_scores: Vec<bool> = jobs.iter().map(|job| job.prompt_logprobs.is_some()).collect();
     for (i, job) in jobs.into_iter().enumerate() {
         let request = EngineRequest {
-            stop_ids: job.stop_ids,
             score_from: job.prompt_logprobs.map(|_| 1),
             score_top: job.prompt_logprobs.unwrap_or(0),
             ..EngineRequest::new(job.tokens.to_vec(), job.sampling)
@@ -107,6 +104,7 @@ pub(super) fn run(
                 each(i, Update::Done { finish, usage });
             }
             Ok((_, Event::Error(message))) => return Err(ApiError::internal(message)),
+            Ok((_, Event::Expired)) => return Err(ApiError::internal("the request's deadline has passed")),
             Err(RecvTimeoutError::Disconnected) => {
                 return Err(ApiError::internal("the engine stopped\nhint: see the server's log"));
             }

@@ -112,12 +112,12 @@ impl Expected {
         let mut counts: HashMap<&str, i64> = HashMap::new();
         let gold = Words::split(&self.text);
         for t in &gold.tokens {
-            *counts.entry(t.text).or_default() += 1;
+            *counts.entry(t.of(&self.text)).or_default() += 1;
         }
         let got = Words::split(text);
         let mut hits = 0;
         for t in &got.tokens {
-            if let Some(left) = counts.get_mut(t.text).filter(|n| **n > 0) {
+            if let Some(left) = counts.get_mut(t.of(text)).filter(|n| **n > 0) {
                 *left -= 1;
                 hits += 1;
             }

@@ -20,6 +20,7 @@ pub mod stage;
 pub mod synth;
 pub mod tokenize;
 pub mod tokenizer;
+pub mod verdicts;
 pub mod words;
 
 pub use source::rustc_docs;

@@ -1,11 +1,9 @@
 //! Exact duplicates: texts that are the same once case, punctuation and whitespace are
 //! set aside.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::Keep;
+use super::{Keep, Rank};
 use crate::words;
 
 /// `[dedup.exact]` of a recipe.
@@ -45,21 +43,22 @@ pub fn fingerprint(text: &str) -> [u8; 16] {
     out
 }
 
-/// For each document the index of the one kept in its place, `None` for those kept.
-/// Documents are (fingerprint, characters).
-#[must_use]
-pub fn duplicates(documents: &[([u8; 16], u32)], keep: Keep) -> Vec<Option<usize>> {
-    let mut best: HashMap<[u8; 16], usize> = HashMap::with_capacity(documents.len());
-    for (i, (hash, chars)) in documents.iter().enumerate() {
-        best.entry(*hash)
-            .and_modify(|b| {
-                if keep.prefers((i, *chars), (*b, documents[*b].1)) {
-                    *b = i;
-                }
-            })
-            .or_insert(i);
+/// Calls `copy(document, kept)` for each document that another one is kept for, in the order
+/// of the documents. `fingerprints` holds documents by index, each with its hash; sorted here.
+pub fn duplicates(
+    fingerprints: &mut [([u8; 16], u32)],
+    keep: Keep,
+    rank: impl Fn(usize) -> Rank,
+    mut copy: impl FnMut(usize, usize),
+) {
+    fingerprints.sort_unstable();
+    for group in fingerprints.chunk_by(|a, b| a.0 == b.0).filter(|g| g.len() > 1) {
+        let members = || group.iter().map(|(_, i)| *i as usize);
+        let first = group[0].1 as usize;
+        let best = members()
+            .fold(first, |best, i| if keep.prefers((i, rank(i)), (best, rank(best))) { i } else { best });
+        members().filter(|i| *i != best).for_each(|i| copy(i, best));
     }
-    documents.iter().enumerate().map(|(i, (hash, _))| Some(best[hash]).filter(|b| *b != i)).collect()
 }
 
 #[cfg(test)]
@@ -68,10 +67,17 @@ mod tests {
 
     #[test]
     fn copies_point_to_what_is_kept() {
-        let doc = |text: &str| (fingerprint(text), text.len() as u32);
-        let docs = [doc("A b, c."), doc("other"), doc("a  B c"), doc("a b c d"), doc("a b c!!!!!!!")];
-        assert_eq!(duplicates(&docs, Keep::First), [None, None, Some(0), None, Some(0)]);
-        assert_eq!(duplicates(&docs, Keep::Longest), [Some(4), None, Some(4), None, None]);
+        let texts = ["A b, c.", "other", "a  B c", "a b c d", "a b c!!!!!!!"];
+        let find = |keep| {
+            let mut hashes: Vec<_> = (0u32..).zip(texts).map(|(i, t)| (fingerprint(t), i)).collect();
+            let mut found = [None; 5];
+            let rank = |i: usize| Rank { chars: texts[i].len() as u32, score: -(i as f32) };
+            duplicates(&mut hashes, keep, rank, |i, kept| found[i] = Some(kept));
+            found
+        };
+        assert_eq!(find(Keep::First), [None, None, Some(0), None, Some(0)]);
+        assert_eq!(find(Keep::Longest), [Some(4), None, Some(4), None, None]);
+        assert_eq!(find(Keep::Best), [None, None, Some(0), None, Some(0)]);
         assert_ne!(fingerprint("ab c"), fingerprint("a bc"));
         assert_ne!(fingerprint("!"), fingerprint("?"));
     }

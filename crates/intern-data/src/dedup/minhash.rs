@@ -2,19 +2,24 @@
 //! Massive Datasets", ch. 3), with every candidate pair verified by its Jaccard similarity.
 //!
 //! A document is its set of word n-grams; a Chinese or Japanese character is a word, so
-//! there these are character n-grams. Documents that share all rows of any band are
-//! candidates; candidates whose sets are similar enough are joined, and of each cluster
-//! one document stays. Signatures need `8 · bands` bytes per document in memory; the
+//! there these are character n-grams. Hash functions are datatrove's, and with
+//! `normalize = "fineweb"` so are the n-grams, so that signatures are equal. Documents that
+//! share all rows of any band are candidates; candidates whose sets are similar enough are
+//! joined, and of each cluster one document stays. One band at a time is in memory; the
 //! sets themselves are loaded from disk when compared.
 
 use anyhow::Result;
-use intern_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash64;
 
-use super::{Keep, UnionFind};
+use super::numpy::RandomState;
+use super::{Keep, Rank, UnionFind};
 use crate::hash::{combine, hash64};
-use crate::words;
+use crate::words::simplify::simplify;
+use crate::words::{self, Splitter, Words};
 
+/// The prime 2^61 − 1, modulo which hash functions are computed.
+const PRIME: u64 = (1 << 61) - 1;
 /// Buckets with more documents compare each with one document per cluster only.
 const LARGE_BUCKET: usize = 2000;
 
@@ -32,6 +37,11 @@ pub struct MinhashConfig {
     pub rows: usize,
     /// Least Jaccard similarity of two duplicates, 0–1.
     pub threshold: f64,
+    /// Whether candidates are compared; `false` joins all documents that share a band, as
+    /// datatrove does.
+    pub verify: bool,
+    /// How text is made alike before it is compared.
+    pub normalize: Normalize,
     /// Which copy stays.
     pub keep: Keep,
     /// Takes all numbers for the same word, as FineWeb does. Off by default: exercises and
@@ -49,11 +59,24 @@ impl Default for MinhashConfig {
             bands: 14,
             rows: 8,
             threshold: 0.7,
+            verify: true,
+            normalize: Normalize::Words,
             keep: Keep::First,
             ignore_numbers: false,
             seed: 1,
         }
     }
+}
+
+/// How text is made alike before it is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalize {
+    /// Words of letters and digits in lower case; a Chinese or Japanese character is a word.
+    #[default]
+    Words,
+    /// As datatrove does: without numbers, punctuation and diacritics, and words by language.
+    Fineweb,
 }
 
 /// What is kept of a document to find its near duplicates.
@@ -68,7 +91,8 @@ pub struct Signature {
 /// The hash functions of a configuration.
 pub struct MinHasher {
     config: MinhashConfig,
-    /// (odd multiplier, offset) per function.
+    splitter: Splitter,
+    /// (multiplier, offset) per function.
     functions: Vec<(u64, u64)>,
 }
 
@@ -76,32 +100,31 @@ impl MinHasher {
     /// Draws the functions from the seed.
     #[must_use]
     pub fn new(config: &MinhashConfig) -> Self {
-        let mut rng = Rng::new(config.seed, 0x6d69_6e68);
+        let mut rng = RandomState::new(config.seed as u32);
         let n = config.bands * config.rows;
-        let functions = (0..n).map(|_| (rng.next_u64() | 1, rng.next_u64())).collect();
-        Self { config: config.clone(), functions }
+        let multipliers: Vec<u64> = (0..n).map(|_| rng.randint(1, PRIME)).collect();
+        let functions = multipliers.into_iter().map(|a| (a, rng.randint(0, PRIME))).collect();
+        Self { config: config.clone(), splitter: Splitter::Language, functions }
+    }
+
+    /// The same with words found another way, where text is normalized as FineWeb does.
+    #[must_use]
+    pub fn with_splitter(mut self, splitter: Splitter) -> Self {
+        self.splitter = splitter;
+        self
     }
 
     /// Signs a text.
     #[must_use]
     pub fn sign(&self, text: &str) -> Signature {
         let shingles = self.shingles(text);
-        if shingles.is_empty() {
-            return Signature::default();
-        }
-        let mut mins = vec![u32::MAX; self.functions.len()];
-        for &h in &shingles {
-            for (min, &(a, b)) in mins.iter_mut().zip(&self.functions) {
-                // Multiply-shift: the high half of an affine map modulo 2^64.
-                *min = (*min).min((a.wrapping_mul(h).wrapping_add(b) >> 32) as u32);
-            }
-        }
         let mut row = Vec::with_capacity(self.config.rows);
-        let bands = mins
+        let bands = self
+            .minima(&shingles)
             .chunks(self.config.rows)
             .map(|band| {
                 row.clear();
-                row.extend(band.iter().map(|&m| u64::from(m)));
+                row.extend_from_slice(band);
                 combine(&row)
             })
             .collect();
@@ -111,8 +134,35 @@ impl MinHasher {
         Signature { bands, shingles: set }
     }
 
+    /// The least value of every function over the text's shingles; empty for no shingles.
+    #[must_use]
+    pub fn rows(&self, text: &str) -> Vec<u64> {
+        self.minima(&self.shingles(text))
+    }
+
+    fn minima(&self, shingles: &[u64]) -> Vec<u64> {
+        if shingles.is_empty() {
+            return Vec::new();
+        }
+        let min = |&(a, b): &(u64, u64)| {
+            // The affine map wraps at 2^64 before the remainder is taken, as in datatrove.
+            shingles.iter().map(|h| remainder(a.wrapping_mul(*h).wrapping_add(b))).min().unwrap_or(0)
+        };
+        self.functions.iter().map(min).collect()
+    }
+
     /// Hashes of the text's distinct shingles.
     fn shingles(&self, text: &str) -> Vec<u64> {
+        let mut shingles = match self.config.normalize {
+            Normalize::Words => self.word_shingles(text),
+            Normalize::Fineweb => self.fineweb_shingles(text),
+        };
+        shingles.sort_unstable();
+        shingles.dedup();
+        shingles
+    }
+
+    fn word_shingles(&self, text: &str) -> Vec<u64> {
         let mut hashes = Vec::new();
         words::normalized(text, |word| {
             let number = self.config.ignore_numbers && word.chars().all(char::is_numeric);
@@ -123,11 +173,35 @@ impl MinHasher {
         }
         // A text shorter than a shingle is one shingle.
         let n = self.config.ngram.clamp(1, hashes.len());
-        let mut shingles: Vec<u64> = hashes.windows(n).map(combine).collect();
-        shingles.sort_unstable();
-        shingles.dedup();
-        shingles
+        hashes.windows(n).map(combine).collect()
     }
+
+    /// Texts shorter than a shingle have none, and so no duplicates.
+    fn fineweb_shingles(&self, text: &str) -> Vec<u64> {
+        let text = simplify(text);
+        let words = Words::by(self.splitter, &text);
+        let mut shingle = String::new();
+        words
+            .tokens
+            .windows(self.config.ngram.max(1))
+            .map(|gram| {
+                shingle.clear();
+                for (i, token) in gram.iter().enumerate() {
+                    if i > 0 {
+                        shingle.push(' ');
+                    }
+                    shingle.push_str(token.of(&text));
+                }
+                XxHash64::oneshot(0, shingle.as_bytes())
+            })
+            .collect()
+    }
+}
+
+/// `x` modulo 2^61 − 1.
+fn remainder(x: u64) -> u64 {
+    let folded = (x & PRIME) + (x >> 61);
+    if folded >= PRIME { folded - PRIME } else { folded }
 }
 
 /// Similarity of two sorted sets, 0–1; two empty sets are not similar.
@@ -144,44 +218,48 @@ pub fn jaccard(a: &[u32], b: &[u32]) -> f64 {
     if all == 0 { 0.0 } else { both as f64 / all as f64 }
 }
 
-/// The result of `cluster`.
+/// The clusters found, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Clusters {
-    /// For each document the one kept in its place and their similarity; `None` for those kept.
-    pub duplicate_of: Vec<Option<(usize, f64)>>,
+    /// For each document the one kept in its place; itself for those kept.
+    pub kept: Vec<u32>,
     /// Pairs compared.
     pub compared: u64,
     /// Pairs found similar enough.
     pub similar: u64,
 }
 
-/// Clusters documents. `bands` holds `config.bands` hashes per document (all `None`-like
-/// documents have `signed[i] == false`), `chars` their lengths; `load` reads a document's shingles.
+/// Clusters `n` documents. `band` fills (hash of the band, document) for the documents that
+/// have a signature, `rank` decides which copy stays, `load` reads a document's shingles.
 ///
 /// # Errors
-/// Whatever `load` fails with.
+/// Whatever `band` or `load` fail with.
 pub fn cluster(
     config: &MinhashConfig,
-    bands: &[u64],
-    signed: &[bool],
-    chars: &[u32],
+    n: usize,
+    mut band: impl FnMut(usize, &mut Vec<(u64, u32)>) -> Result<()>,
+    rank: impl Fn(usize) -> Rank,
     mut load: impl FnMut(usize) -> Result<Vec<u32>>,
 ) -> Result<Clusters> {
-    let n = signed.len();
-    assert_eq!(bands.len(), n * config.bands);
     let mut sets = UnionFind::new(n);
-    let mut out = Clusters { duplicate_of: vec![None; n], ..Clusters::default() };
-    let mut order: Vec<(u64, u32)> = Vec::with_capacity(n);
-    for band in 0..config.bands {
+    let mut out = Clusters::default();
+    let mut order: Vec<(u64, u32)> = Vec::new();
+    for index in 0..config.bands {
         order.clear();
-        order.extend((0..n).filter(|&i| signed[i]).map(|i| (bands[i * config.bands + band], i as u32)));
+        band(index, &mut order)?;
         order.sort_unstable();
         for bucket in order.chunk_by(|a, b| a.0 == b.0).filter(|b| b.len() > 1) {
-            let members: Vec<usize> = bucket.iter().map(|&(_, i)| i as usize).collect();
-            join_bucket(config, &members, &mut sets, &mut out, &mut load)?;
+            if config.verify {
+                let members: Vec<usize> = bucket.iter().map(|&(_, i)| i as usize).collect();
+                join_bucket(config, &members, &mut sets, &mut out, &mut load)?;
+            } else {
+                for pair in bucket.windows(2) {
+                    sets.union(pair[0].1 as usize, pair[1].1 as usize);
+                }
+            }
         }
     }
-    choose(config, chars, &mut sets, &mut out, &mut load)?;
+    out.kept = choose(config.keep, rank, &mut sets, n);
     Ok(out)
 }
 
@@ -219,30 +297,18 @@ fn join_bucket(
     Ok(())
 }
 
-/// Chooses the document that stays in each cluster.
-fn choose(
-    config: &MinhashConfig,
-    chars: &[u32],
-    sets: &mut UnionFind,
-    out: &mut Clusters,
-    load: &mut impl FnMut(usize) -> Result<Vec<u32>>,
-) -> Result<()> {
-    let n = chars.len();
-    let mut best: Vec<Option<usize>> = vec![None; n];
+/// The document that stays in each document's cluster.
+fn choose(keep: Keep, rank: impl Fn(usize) -> Rank, sets: &mut UnionFind, n: usize) -> Vec<u32> {
+    const NONE: u32 = u32::MAX;
+    let mut best = vec![NONE; n];
     for i in 0..n {
         let root = sets.find(i);
-        let better = best[root].is_none_or(|b| config.keep.prefers((i, chars[i]), (b, chars[b])));
-        if better {
-            best[root] = Some(i);
+        let b = best[root];
+        if b == NONE || keep.prefers((i, rank(i)), (b as usize, rank(b as usize))) {
+            best[root] = i as u32;
         }
     }
-    for i in 0..n {
-        let kept = best[sets.find(i)].expect("every set has a best");
-        if kept != i {
-            out.duplicate_of[i] = Some((kept, jaccard(&load(i)?, &load(kept)?)));
-        }
-    }
-    Ok(())
+    (0..n).map(|i| best[sets.find(i)]).collect()
 }
 
 #[cfg(test)]
@@ -250,16 +316,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn run(config: &MinhashConfig, texts: &[String]) -> Clusters {
+    fn run(config: &MinhashConfig, texts: &[String]) -> Vec<Option<usize>> {
         let hasher = MinHasher::new(config);
         let signatures: Vec<Signature> = texts.iter().map(|t| hasher.sign(t)).collect();
-        let signed: Vec<bool> = signatures.iter().map(|s| !s.bands.is_empty()).collect();
-        let bands: Vec<u64> = signatures
-            .iter()
-            .flat_map(|s| if s.bands.is_empty() { vec![0; config.bands] } else { s.bands.clone() })
-            .collect();
-        let chars: Vec<u32> = texts.iter().map(|t| t.chars().count() as u32).collect();
-        cluster(config, &bands, &signed, &chars, |i| Ok(signatures[i].shingles.clone())).unwrap()
+        let band = |b: usize, out: &mut Vec<(u64, u32)>| {
+            out.extend((0u32..).zip(&signatures).filter_map(|(i, s)| Some((*s.bands.get(b)?, i))));
+            Ok(())
+        };
+        let rank = |i: usize| Rank { chars: texts[i].chars().count() as u32, score: 0.0 };
+        let clusters =
+            cluster(config, texts.len(), band, rank, |i| Ok(signatures[i].shingles.clone())).unwrap();
+        (0..).zip(clusters.kept).map(|(i, kept)| Some(kept as usize).filter(|k| *k != i)).collect()
     }
 
     /// All pairs, by sets of strings.
@@ -303,14 +370,11 @@ mod tests {
             String::new(),
             "!!".into(),
         ];
-        let got = run(&MinhashConfig::default(), &texts);
-        assert_eq!(
-            got.duplicate_of.iter().map(|d| d.map(|d| d.0)).collect::<Vec<_>>(),
-            [None, None, Some(0), None, None, None]
-        );
-        assert!((got.duplicate_of[2].unwrap().1 - 91.0 / 105.0).abs() < 1e-9);
+        assert_eq!(run(&MinhashConfig::default(), &texts), [None, None, Some(0), None, None, None]);
+        let sign = |i: usize| MinHasher::new(&MinhashConfig::default()).sign(&texts[i]).shingles;
+        assert!((jaccard(&sign(0), &sign(2)) - 91.0 / 105.0).abs() < 1e-9);
         let longest = MinhashConfig { keep: Keep::Longest, ..Default::default() };
-        assert_eq!(run(&longest, &texts).duplicate_of[0].map(|d| d.0), Some(2));
+        assert_eq!(run(&longest, &texts)[0], Some(2));
     }
 
     #[test]
@@ -320,8 +384,7 @@ mod tests {
         let other = "今天的天气很好，我们全家一起去公园里散步，看到了很多漂亮的花，还有一些小鸟在树上唱歌。";
         let texts = [base.to_string(), near, other.to_string()];
         let config = MinhashConfig { threshold: 0.6, bands: 30, rows: 4, ..Default::default() };
-        let got: Vec<_> = run(&config, &texts).duplicate_of.iter().map(|d| d.map(|d| d.0)).collect();
-        assert_eq!(got, [None, Some(0), None]);
+        assert_eq!(run(&config, &texts), [None, Some(0), None]);
     }
 
     #[test]
@@ -330,9 +393,9 @@ mod tests {
             format!("a train drives {n} kilometres in {n} hours and then stops at a station for {n} minutes")
         };
         let texts = [text(3), text(4)];
-        assert_eq!(run(&MinhashConfig::default(), &texts).duplicate_of[1], None);
+        assert_eq!(run(&MinhashConfig::default(), &texts)[1], None);
         let config = MinhashConfig { ignore_numbers: true, ..Default::default() };
-        assert_eq!(run(&config, &texts).duplicate_of[1], Some((0, 1.0)));
+        assert_eq!(run(&config, &texts)[1], Some(0));
     }
 
     proptest! {
@@ -344,8 +407,7 @@ mod tests {
             let texts: Vec<String> = plan.iter().map(|(base, changes)| variant(*base, 60, changes)).collect();
             // So many bands that a pair at the threshold is missed once in 10^12.
             let config = MinhashConfig { ngram: 2, bands: 80, rows: 2, threshold: 0.6, ..Default::default() };
-            let got: Vec<_> = run(&config, &texts).duplicate_of.iter().map(|d| d.map(|d| d.0)).collect();
-            prop_assert_eq!(got, oracle(&config, &texts));
+            prop_assert_eq!(run(&config, &texts), oracle(&config, &texts));
         }
     }
 }

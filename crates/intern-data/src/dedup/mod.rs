@@ -6,6 +6,7 @@
 
 pub mod exact;
 pub mod minhash;
+mod numpy;
 mod union_find;
 
 pub use union_find::UnionFind;
@@ -21,15 +22,28 @@ pub enum Keep {
     First,
     /// The one with the most characters, the first of equals.
     Longest,
+    /// The one with the best quality score, the longest and then the first of equals.
+    Best,
+}
+
+/// What decides between copies.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rank {
+    /// Characters.
+    pub chars: u32,
+    /// Quality score.
+    pub score: f32,
 }
 
 impl Keep {
-    /// Whether document `a` (index, characters) is kept rather than `b`.
+    /// Whether document `a` (index, rank) is kept rather than `b`.
     #[must_use]
-    pub fn prefers(self, a: (usize, u32), b: (usize, u32)) -> bool {
-        match self {
-            Self::First => a.0 < b.0,
-            Self::Longest => (a.1, std::cmp::Reverse(a.0)) > (b.1, std::cmp::Reverse(b.0)),
-        }
+    pub fn prefers(self, a: (usize, Rank), b: (usize, Rank)) -> bool {
+        let order = match self {
+            Self::First => std::cmp::Ordering::Equal,
+            Self::Longest => a.1.chars.cmp(&b.1.chars),
+            Self::Best => a.1.score.total_cmp(&b.1.score).then(a.1.chars.cmp(&b.1.chars)),
+        };
+        order.then(b.0.cmp(&a.0)).is_gt()
     }
 }

@@ -13,10 +13,15 @@ mod render;
 mod select;
 mod tag;
 
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use render::Format;
 
+use crate::source::{self, encoding};
 use blocks::Block;
 use dom::Dom;
 use hints::Hint;
@@ -28,6 +33,8 @@ use tag::Tag;
 pub struct ExtractConfig {
     /// Whether to look for the main text at all; `false` keeps all visible text.
     pub main_content: bool,
+    /// What to do in doubt.
+    pub mode: Mode,
     /// Plain text or Markdown.
     pub format: Format,
     /// Puts the title before the text when the text does not begin with it.
@@ -36,8 +43,21 @@ pub struct ExtractConfig {
 
 impl Default for ExtractConfig {
     fn default() -> Self {
-        Self { main_content: true, format: Format::Text, title: false }
+        Self { main_content: true, mode: Mode::Balanced, format: Format::Text, title: false }
     }
+}
+
+/// What to do with text that may or may not be main text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Leave it out: for training on clean prose.
+    Precision,
+    /// Decide by what is likely.
+    #[default]
+    Balanced,
+    /// Keep it: nothing of the main text should be missing.
+    Recall,
 }
 
 /// What a page says.
@@ -73,6 +93,40 @@ pub fn extract(html: &str, config: &ExtractConfig) -> Extracted {
     page
 }
 
+/// Longest page that `files` reads, bytes.
+const MAX_PAGE: usize = 8 << 20;
+/// Pages extracted at once.
+const CHUNK: usize = 64;
+
+/// Extracts the pages of `paths` (HTML files, directories of them, patterns) on all cores,
+/// and calls `each` with path, encoding and result of every one, in order.
+///
+/// # Errors
+/// If a path is missing or a page unreadable, or whatever `each` fails with.
+pub fn files(
+    paths: &[PathBuf],
+    config: &ExtractConfig,
+    mut each: impl FnMut(&Path, &str, Extracted) -> Result<()>,
+) -> Result<()> {
+    let mut pages = Vec::new();
+    for path in paths {
+        pages.extend(source::files::list(path, &[".html", ".htm", ".xhtml"])?);
+    }
+    for chunk in pages.chunks(CHUNK) {
+        let done: Vec<_> = chunk
+            .par_iter()
+            .map(|file| {
+                let decoded = encoding::decode(&source::read_page(&file.path, MAX_PAGE)?, None, true);
+                Ok((decoded.encoding, extract(&decoded.text, config)))
+            })
+            .collect::<Result<_>>()?;
+        for (file, (encoding, page)) in chunk.iter().zip(done) {
+            each(&file.path, encoding, page)?;
+        }
+    }
+    Ok(())
+}
+
 /// Below this mass of text, the hints are suspected of having thrown the text away.
 const TOO_LITTLE: u32 = 200;
 
@@ -83,12 +137,12 @@ fn main_blocks(dom: &Dom, config: &ExtractConfig) -> Vec<Block> {
     }
     let mut hints: Vec<Hint> = dom.nodes.iter().map(hints::of).collect();
     doubt(dom, &mut hints);
-    let strict = choose(dom, &hints, true);
+    let strict = choose(dom, &hints, true, config.mode);
     if mass(&strict) >= TOO_LITTLE {
         return strict;
     }
     // Some pages wrap their whole text in elements with telling names.
-    let lenient = choose(dom, &hints, false);
+    let lenient = choose(dom, &hints, false, config.mode);
     if mass(&lenient) > 2 * mass(&strict) { lenient } else { strict }
 }
 
@@ -129,7 +183,7 @@ fn prose(dom: &Dom) -> Vec<u32> {
     sums
 }
 
-fn choose(dom: &Dom, hints: &[Hint], obey: bool) -> Vec<Block> {
+fn choose(dom: &Dom, hints: &[Hint], obey: bool, mode: Mode) -> Vec<Block> {
     let skip: Vec<bool> = dom
         .nodes
         .iter()
@@ -137,7 +191,7 @@ fn choose(dom: &Dom, hints: &[Hint], obey: bool) -> Vec<Block> {
         .map(|(n, hint)| n.tag.is_never_text() || (obey && *hint == Hint::Boilerplate))
         .collect();
     let blocks = blocks::cut(dom, &skip);
-    let chosen = select::select(dom, hints, &blocks);
+    let chosen = select::select(dom, hints, &blocks, mode);
     chosen.into_iter().map(|k| blocks[k].clone()).collect()
 }
 

@@ -5,6 +5,7 @@
 //! holds nearly all of the weight, helped by what containers are named. Inside the
 //! chosen container, blocks that read as boilerplate where they stand are left out.
 
+use super::Mode;
 use super::blocks::{Block, Kind};
 use super::dom::Dom;
 use super::hints::Hint;
@@ -19,7 +20,7 @@ const DESCEND_MAIN: f32 = 0.55;
 
 /// Indices of the blocks that are main text, in reading order.
 #[must_use]
-pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block]) -> Vec<usize> {
+pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block], mode: Mode) -> Vec<usize> {
     if blocks.is_empty() {
         return Vec::new();
     }
@@ -38,7 +39,7 @@ pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block]) -> Vec<usize> {
     let range = dom.subtree(root);
     let inside: Vec<usize> =
         (0..blocks.len()).filter(|&k| range.contains(&(blocks[k].node as usize))).collect();
-    prune(blocks, &inside)
+    prune(blocks, &inside, mode)
 }
 
 /// What a block contributes to its containers.
@@ -120,8 +121,8 @@ fn descend(dom: &Dom, hints: &[Hint], sums: &[f32]) -> usize {
 }
 
 /// Leaves out what reads as boilerplate inside the chosen container.
-fn prune(blocks: &[Block], inside: &[usize]) -> Vec<usize> {
-    let mut keep: Vec<bool> = inside.iter().map(|&k| is_content(&blocks[k])).collect();
+fn prune(blocks: &[Block], inside: &[usize], mode: Mode) -> Vec<usize> {
+    let mut keep: Vec<bool> = inside.iter().map(|&k| is_content(&blocks[k], mode)).collect();
     // A heading stays if content follows before the next heading of its level or above.
     for at in (0..inside.len()).rev() {
         if let Kind::Heading(level) = blocks[inside[at]].kind {
@@ -143,13 +144,18 @@ fn prune(blocks: &[Block], inside: &[usize]) -> Vec<usize> {
     inside.iter().zip(keep).filter_map(|(&k, keep)| keep.then_some(k)).collect()
 }
 
-fn is_content(b: &Block) -> bool {
+fn is_content(b: &Block, mode: Mode) -> bool {
     let density = b.link_density();
+    // Precision asks more of every block, recall less.
+    let (links, crumb) = match mode {
+        Mode::Precision => (0.75, 40),
+        Mode::Balanced => (1.0, 20),
+        Mode::Recall => (1.3, 5),
+    };
     match b.kind {
         Kind::Pre | Kind::Heading(_) => true,
-        Kind::Paragraph => density < 0.9 || b.mass > 200,
-        Kind::Loose => density < 0.5 && (b.mass >= 20 || b.punctuation > 0 || b.ends_sentence()),
-        Kind::Item { .. } => density < 0.7,
-        Kind::Cell { .. } | Kind::Caption | Kind::Term => density < 0.7,
+        Kind::Paragraph => density < 0.9 * links || (b.mass > 200 && mode != Mode::Precision),
+        Kind::Loose => density < 0.5 * links && (b.mass >= crumb || b.punctuation > 0 || b.ends_sentence()),
+        Kind::Item { .. } | Kind::Cell { .. } | Kind::Caption | Kind::Term => density < 0.7 * links,
     }
 }

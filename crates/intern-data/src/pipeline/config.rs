@@ -10,9 +10,10 @@ use crate::dedup::minhash::MinhashConfig;
 use crate::extract::ExtractConfig;
 use crate::source::SourceConfig;
 use crate::stage::{
-    Language, LanguageConfig, Length, LengthConfig, Quality, QualityConfig, Repetition, RepetitionConfig,
-    Stage,
+    C4, C4Config, Fineweb, FinewebConfig, Language, LanguageConfig, Length, LengthConfig, Quality,
+    QualityConfig, Repetition, RepetitionConfig, Stage,
 };
+use crate::words::Splitter;
 
 /// Everything `intern data run` needs to know.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -24,6 +25,8 @@ pub struct RecipeConfig {
     pub encoding: EncodingConfig,
     /// How pages become text.
     pub extract: ExtractConfig,
+    /// How the rules find words: `characters`, `whitespace`, `english` or `language`.
+    pub words: Splitter,
     /// Language identification.
     pub language: LanguageConfig,
     /// Too short, too long.
@@ -32,6 +35,10 @@ pub struct RecipeConfig {
     pub repetition: RepetitionConfig,
     /// What does not read as text.
     pub quality: QualityConfig,
+    /// Lines and documents as C4 cleans them.
+    pub c4: C4Config,
+    /// Lists and menus, by FineWeb's rules.
+    pub fineweb: FinewebConfig,
     /// Copies across the corpus.
     pub dedup: DedupConfig,
     /// What is written.
@@ -69,7 +76,7 @@ pub struct DedupConfig {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutputConfig {
-    /// Page files per shard, which is what a run completes at once and an output file holds.
+    /// Pages that a run completes at once, and an output file holds.
     pub shard_pages: usize,
     /// Longest page read, bytes; longer ones are cut.
     pub max_page_bytes: usize,
@@ -81,7 +88,7 @@ pub struct OutputConfig {
 
 impl Default for OutputConfig {
     fn default() -> Self {
-        Self { shard_pages: 1000, max_page_bytes: 8 << 20, dropped: true, samples: 3 }
+        Self { shard_pages: 5000, max_page_bytes: 8 << 20, dropped: true, samples: 3 }
     }
 }
 
@@ -121,6 +128,12 @@ impl RecipeConfig {
         }
         if self.quality.enabled {
             stages.push(Box::new(Quality(self.quality.clone())));
+        }
+        if self.c4.enabled {
+            stages.push(Box::new(C4(self.c4.clone())));
+        }
+        if self.fineweb.enabled {
+            stages.push(Box::new(Fineweb(self.fineweb.clone())));
         }
         Ok(stages)
     }

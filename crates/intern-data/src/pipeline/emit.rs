@@ -1,4 +1,4 @@
-//! Writes the documents and the dropped ones of a shard, once it is known which are copies.
+//! Writes the documents and the dropped ones of a segment, once it is known which are copies.
 
 use std::path::Path;
 
@@ -10,16 +10,41 @@ use serde_json::Value;
 use super::config::RecipeConfig;
 use super::signatures::Signatures;
 use super::stats::Stats;
-use super::work::{Judged, ShardFiles, read_part};
+use super::work::{Judged, Segment, SegmentFiles, read_part};
 use crate::dedup::{exact, minhash};
 use crate::stage::Reason;
 
-/// Copies over all pages: index of the kept page, the stage that found it, similarity.
+/// Copies over all pages.
 pub struct Copies {
-    /// One entry per page, over all shards in order.
-    pub of: Vec<Option<(u32, &'static str, f64)>>,
+    /// Per page the one kept in its place, `NONE` for pages that are no copies.
+    kept: Vec<u32>,
+    /// Similarity to that page, ten thousandths; 0 for exact copies.
+    similarity: Vec<u16>,
     /// Pairs compared, and pairs similar enough.
     pub compared: (u64, u64),
+}
+
+const NONE: u32 = u32::MAX;
+
+impl Copies {
+    /// The page kept in place of `page`: its number, the stage that found it, their similarity.
+    #[must_use]
+    pub fn of(&self, page: usize) -> Option<(u32, &'static str, f64)> {
+        match (self.kept[page], self.similarity[page]) {
+            (NONE, _) => None,
+            (kept, 0) => Some((kept, "exact", 1.0)),
+            (kept, s) => Some((kept, "minhash", f64::from(s) / 1e4)),
+        }
+    }
+
+    /// Pages that copies point to, in order.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<u32> {
+        let mut wanted: Vec<u32> = self.kept.iter().copied().filter(|k| *k != NONE).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
 }
 
 /// Finds all copies: exact ones first, near ones among the rest.
@@ -27,29 +52,33 @@ pub struct Copies {
 /// # Errors
 /// If a signature file cannot be read.
 pub fn find_copies(config: &RecipeConfig, all: &Signatures) -> Result<Copies> {
-    let mut copies = Copies { of: vec![None; all.rows.len()], compared: (0, 0) };
-    let pages: Vec<usize> = all.kept.iter().map(|&i| i as usize).collect();
-    let mut alone: Vec<bool> = vec![true; pages.len()];
+    let pages = all.pages();
+    let mut copies = Copies { kept: vec![NONE; pages], similarity: vec![0; pages], compared: (0, 0) };
     if config.dedup.exact.enabled {
-        let hashes: Vec<([u8; 16], u32)> =
-            pages.iter().map(|&i| (all.rows[i].fingerprint, all.rows[i].chars)).collect();
-        for (k, kept) in exact::duplicates(&hashes, config.dedup.exact.keep).into_iter().enumerate() {
-            if let Some(kept) = kept {
-                alone[k] = false;
-                copies.of[pages[k]] = Some((pages[kept] as u32, "exact", 1.0));
-            }
-        }
+        let mut fingerprints = all.fingerprints()?;
+        exact::duplicates(
+            &mut fingerprints,
+            config.dedup.exact.keep,
+            |k| all.rank(k),
+            |k, kept| {
+                copies.kept[all.page(k)] = all.page(kept) as u32;
+            },
+        );
     }
     let settings = &config.dedup.minhash;
     if settings.enabled {
-        let signed: Vec<bool> = (0..pages.len()).map(|k| alone[k] && all.is_signed(k)).collect();
-        let chars: Vec<u32> = pages.iter().map(|&i| all.rows[i].chars).collect();
-        let clusters = minhash::cluster(settings, &all.bands, &signed, &chars, |k| all.shingles(k))?;
+        let band = |band: usize, out: &mut Vec<(u64, u32)>| {
+            all.band(band, out)?;
+            out.retain(|(_, k)| copies.kept[all.page(*k as usize)] == NONE);
+            Ok(())
+        };
+        let clusters =
+            minhash::cluster(settings, all.num_kept(), band, |k| all.rank(k), |k| all.shingles(k))?;
         copies.compared = (clusters.compared, clusters.similar);
-        for (k, kept) in clusters.duplicate_of.into_iter().enumerate() {
-            if let Some((kept, similarity)) = kept {
-                copies.of[pages[k]] = Some((pages[kept] as u32, "minhash", similarity));
-            }
+        for (k, kept) in (0..).zip(clusters.kept).filter(|(k, kept)| *k != *kept as usize) {
+            let similarity = minhash::jaccard(&all.shingles(k)?, &all.shingles(kept as usize)?);
+            copies.kept[all.page(k)] = all.page(kept as usize) as u32;
+            copies.similarity[all.page(k)] = ((similarity * 1e4).round() as u16).max(1);
         }
     }
     Ok(copies)
@@ -70,16 +99,16 @@ pub struct Emitter<'a> {
 }
 
 impl Emitter<'_> {
-    /// Writes shard `index`, whose first page is `start`; returns its counts.
+    /// Writes the `index`-th segment, whose first page is `start`; returns its counts.
     ///
     /// # Errors
     /// If its part file cannot be read or the output not written.
-    pub fn emit(&self, index: usize, start: usize) -> Result<Stats> {
+    pub fn emit(&self, index: usize, segment: Segment, start: usize) -> Result<Stats> {
         let marker = self.work.join(format!("{index:05}.emitted.json"));
         if marker.is_file() {
             return Ok(read_json(&marker)?);
         }
-        let files = ShardFiles::of(self.work, index);
+        let files = SegmentFiles::of(self.work, segment);
         let mut stats = Stats::default();
         if let Some(info) = files.finished()? {
             stats.add_info(&info);
@@ -104,12 +133,12 @@ impl Emitter<'_> {
     }
 
     fn copy_reason(&self, page: usize) -> Option<Reason> {
-        let (kept, stage, similarity) = self.copies.of[page]?;
+        let (kept, stage, similarity) = self.copies.of(page)?;
         let (rule, limit) = match stage {
             "exact" => ("same_text", 1.0),
             _ => ("similar_text", self.config.dedup.minhash.threshold),
         };
-        let mut reason = Reason::new(stage, rule, (similarity * 1e4).round() / 1e4, limit);
+        let mut reason = Reason::new(stage, rule, similarity, limit);
         reason.duplicate_of = self.ids.get(&kept).cloned();
         Some(reason)
     }

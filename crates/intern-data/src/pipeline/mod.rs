@@ -1,10 +1,11 @@
 //! `intern data run`: raw input → documents, dropped documents, and a report of what
 //! became of every page.
 //!
-//! `plan → clean every shard → find copies → write every shard → report`. Shards are
-//! cleaned one after another, pages within one on all cores. Each finished shard leaves
-//! a marker under `.tmp-work`, so a killed run continues where it was; that directory
-//! goes when the run is complete. Nothing written depends on the number of threads.
+//! `plan → clean every shard → find copies → write every segment → report`. Shards are
+//! cleaned one after another, in segments of so many pages, pages within one on all cores.
+//! Each finished segment leaves a marker under `.tmp-work`, so a killed run continues where
+//! it was, within a file too; that directory goes when the run is complete. Nothing written
+//! depends on the number of threads.
 
 mod config;
 mod emit;
@@ -28,7 +29,7 @@ use serde_json::{Value, json};
 
 pub use config::{DedupConfig, EncodingConfig, OutputConfig, RecipeConfig};
 pub use stats::{Count, FUNNEL, GoldGroup, Sample, Stats};
-pub use work::{Judged, ShardInfo};
+pub use work::{Judged, SegmentInfo};
 
 use crate::dedup::minhash::MinHasher;
 use crate::gold::Gold;
@@ -36,7 +37,7 @@ use crate::report;
 use emit::{Copies, Emitter};
 use plan::{Identity, Plan};
 use signatures::Signatures;
-use work::{Cleaner, ShardFiles, read_part};
+use work::{Cleaner, Segment, SegmentFiles, read_part};
 
 const COMMAND: &str = "data run";
 
@@ -87,13 +88,13 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     let gold = config.gold.as_deref().map(Gold::open).transpose()?;
     let hasher = config.dedup.minhash.enabled.then(|| MinHasher::new(&config.dedup.minhash));
     let cleaner = Cleaner { config, stages, gold, hasher };
-    let cleaned = clean_all(&cleaner, &plan, &work)?;
+    let (segments, cleaned) = clean_all(&cleaner, &plan, &work)?;
 
-    let paths: Vec<PathBuf> = (0..plan.shards.len()).map(|i| ShardFiles::of(&work, i).signatures).collect();
+    let paths: Vec<PathBuf> = segments.iter().map(|s| SegmentFiles::of(&work, *s).signatures).collect();
     let bands = if config.dedup.minhash.enabled { config.dedup.minhash.bands } else { 0 };
     let signatures = Signatures::open(&paths, bands)?;
     let copies = emit::find_copies(config, &signatures)?;
-    let stats = emit_all(config, out, &work, &signatures, &copies)?;
+    let stats = emit_all(config, out, &work, &segments, &signatures, &copies)?;
 
     let report = report::Report::new(config, &plan.notes, &stats, copies.compared);
     write_json(&out.join("report.json"), &report)?;
@@ -151,51 +152,46 @@ fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Cleans the shards that are not finished; returns how many pages that were.
-fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path) -> Result<u64> {
+/// Cleans the segments that are not finished; returns all, and how many pages that were.
+fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path) -> Result<(Vec<Segment>, u64)> {
     let progress = Progress::new("clean", plan.pages.unwrap_or(0), "pages");
-    let mut cleaned = 0;
+    let (mut segments, mut cleaned) = (Vec::new(), 0);
     // Pages so far per source, since a limit counts over all files of its source.
     let mut taken: HashMap<usize, u64> = HashMap::new();
     for (index, shard) in plan.shards.iter().enumerate() {
         let taken = taken.entry(shard.source).or_default();
-        let info = match ShardFiles::of(work, index).finished()? {
-            Some(info) => {
-                progress.inc(info.pages);
-                info
-            }
-            None => {
-                let limit = match cleaner.config.source[shard.source].limit {
-                    0 => u64::MAX,
-                    n => n.saturating_sub(*taken),
-                };
-                let info = cleaner.run_shard(shard, index, limit, work, &progress)?;
-                cleaned += info.pages;
-                info
-            }
+        let limit = match cleaner.config.source[shard.source].limit {
+            0 => u64::MAX,
+            n => n.saturating_sub(*taken),
         };
-        *taken += info.pages;
+        let (parts, pages) = cleaner.run_shard(shard, index, limit, work, &progress)?;
+        for part in parts {
+            *taken += part.pages;
+            segments.push(part.segment);
+        }
+        cleaned += pages;
     }
     progress.finish();
-    Ok(cleaned)
+    Ok((segments, cleaned))
 }
 
-/// Writes all shards, several at once; their counts are merged in order.
+/// Writes all segments, several at once; their counts are merged in order.
 fn emit_all(
     config: &RecipeConfig,
     out: &Path,
     work: &Path,
+    segments: &[Segment],
     all: &Signatures,
     copies: &Copies,
 ) -> Result<Stats> {
-    let shards = all.starts.len() - 1;
-    let ids = kept_ids(work, all, copies)?;
+    let ids = kept_ids(work, segments, all, copies)?;
     let emitter = Emitter { config, out, work, copies, ids: &ids };
-    let progress = Progress::new("write", all.rows.len() as u64, "documents");
-    let parts: Vec<Stats> = (0..shards)
-        .into_par_iter()
-        .map(|index| {
-            let stats = emitter.emit(index, all.starts[index])?;
+    let progress = Progress::new("write", all.pages() as u64, "documents");
+    let parts: Vec<Stats> = segments
+        .par_iter()
+        .enumerate()
+        .map(|(index, segment)| {
+            let stats = emitter.emit(index, *segment, all.starts[index])?;
             progress.inc(stats.pages);
             Ok(stats)
         })
@@ -209,22 +205,24 @@ fn emit_all(
 }
 
 /// Ids of the pages that copies point to.
-fn kept_ids(work: &Path, all: &Signatures, copies: &Copies) -> Result<HashMap<u32, String>> {
-    let mut wanted: Vec<u32> = copies.of.iter().flatten().map(|c| c.0).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let shards: Vec<usize> = (0..all.starts.len() - 1)
-        .filter(|&s| {
-            let from = wanted.partition_point(|&w| (w as usize) < all.starts[s]);
-            wanted.get(from).is_some_and(|&w| (w as usize) < all.starts[s + 1])
-        })
-        .collect();
-    let found: Vec<Vec<(u32, String)>> = shards
-        .into_par_iter()
-        .map(|s| {
+fn kept_ids(
+    work: &Path,
+    segments: &[Segment],
+    all: &Signatures,
+    copies: &Copies,
+) -> Result<HashMap<u32, String>> {
+    let wanted = copies.wanted();
+    let found: Vec<Vec<(u32, String)>> = segments
+        .par_iter()
+        .enumerate()
+        .map(|(s, segment)| {
+            let (start, end) = (all.starts[s], all.starts[s + 1]);
+            let from = wanted.partition_point(|&w| (w as usize) < start);
             let mut found = Vec::new();
-            for (at, judged) in read_part(&ShardFiles::of(work, s).part)?.enumerate() {
-                let page = (all.starts[s] + at) as u32;
+            if wanted.get(from).is_none_or(|&w| w as usize >= end) {
+                return Ok(found);
+            }
+            for (page, judged) in (start as u32..).zip(read_part(&SegmentFiles::of(work, *segment).part)?) {
                 let judged = judged?;
                 if wanted.binary_search(&page).is_ok() {
                     found.push((page, judged.document.id));

@@ -1,8 +1,10 @@
-//! The signatures of a shard on disk: what duplicates are found by, without the texts.
+//! The signatures of all pages on disk: what duplicates are found by, without the texts.
 //!
-//! Layout, little endian: magic `INSIG001`, bands `u32`, then per page a row of
-//! `kept u32, chars u32, fingerprint 16 bytes, shingles u32, bands × u64` followed by its
-//! shingles (`u32` each). The file lives in a run's work directory only.
+//! Per segment two files, little endian. `.sig`: magic `INSIG002`, bands `u32`, then per
+//! page a row of `kept u32, chars u32, score f32, shingles u32, at u64, fingerprint 16
+//! bytes, bands × u64`. `.set`: the shingles (`u32` each), a page's `shingles` of them at
+//! byte `at`. Of these, memory holds one small row per kept page and one band at a time.
+//! The files live in a run's work directory only.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -12,40 +14,46 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use intern_format::atomic::AtomicFile;
 
+use crate::dedup::Rank;
 use crate::dedup::minhash::Signature;
 
-const MAGIC: &[u8; 8] = b"INSIG001";
+const MAGIC: &[u8; 8] = b"INSIG002";
+/// Bytes of a row before its bands.
+const ROW: usize = 40;
 /// Files kept open at once; systems commonly allow a process 1024.
 const MAX_OPEN: usize = 400;
 
 /// One page, without its signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Row {
     /// Kept by the stages, so duplicates of it matter.
     pub kept: bool,
-    /// Characters of its text.
-    pub chars: u32,
+    /// What decides between copies.
+    pub rank: Rank,
     /// Hash of its normalized text.
     pub fingerprint: [u8; 16],
 }
 
-/// Writes a shard's signatures.
+/// Writes a segment's signatures.
 pub struct SignatureWriter {
-    file: AtomicFile,
+    rows: AtomicFile,
+    sets: AtomicFile,
     bands: usize,
+    at: u64,
     buffer: Vec<u8>,
 }
 
 impl SignatureWriter {
-    /// Starts a file for signatures of `bands` bands.
+    /// Starts the files `path` and `path` with extension `.set`, for signatures of `bands` bands.
     ///
     /// # Errors
-    /// If it cannot be created.
+    /// If one cannot be created.
     pub fn create(path: &Path, bands: usize) -> Result<Self> {
-        let mut file = AtomicFile::create(path)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&(bands as u32).to_le_bytes())?;
-        Ok(Self { file, bands, buffer: Vec::new() })
+        let mut rows = AtomicFile::create(path)?;
+        rows.write_all(MAGIC)?;
+        rows.write_all(&(bands as u32).to_le_bytes())?;
+        let sets = AtomicFile::create(&path.with_extension("set"))?;
+        Ok(Self { rows, sets, bands, at: 0, buffer: Vec::new() })
     }
 
     /// Adds a page. Pages without a signature get zero bands and no shingles.
@@ -56,89 +64,144 @@ impl SignatureWriter {
         let b = &mut self.buffer;
         b.clear();
         b.extend(u32::from(row.kept).to_le_bytes());
-        b.extend(row.chars.to_le_bytes());
-        b.extend(row.fingerprint);
+        b.extend(row.rank.chars.to_le_bytes());
+        b.extend(row.rank.score.to_le_bytes());
         b.extend((signature.shingles.len() as u32).to_le_bytes());
+        b.extend(self.at.to_le_bytes());
+        b.extend(row.fingerprint);
         for band in 0..self.bands {
             b.extend(signature.bands.get(band).copied().unwrap_or(0).to_le_bytes());
         }
+        self.rows.write_all(b).with_context(|| self.rows.path().display().to_string())?;
+        b.clear();
         signature.shingles.iter().for_each(|s| b.extend(s.to_le_bytes()));
-        self.file.write_all(b).with_context(|| self.file.path().display().to_string())
+        self.at += b.len() as u64;
+        self.sets.write_all(b).with_context(|| self.sets.path().display().to_string())
     }
 
-    /// Gives the file its name.
+    /// Gives the files their names.
     ///
     /// # Errors
     /// If the disk refuses.
     pub fn finish(self) -> Result<()> {
-        Ok(self.file.commit()?)
+        self.sets.commit()?;
+        Ok(self.rows.commit()?)
     }
 }
 
-/// The signatures of all shards: rows and bands in memory, shingles on disk.
+/// A kept page.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    /// Its number among all pages.
+    page: u32,
+    shingles: u32,
+    at: u64,
+    rank: Rank,
+}
+
+/// The signatures of all segments.
 #[derive(Default)]
 pub struct Signatures {
-    /// One row per page, over all shards in order.
-    pub rows: Vec<Row>,
-    /// `bands` hashes per kept page, in the order of `kept`.
-    pub bands: Vec<u64>,
-    /// Indices into `rows` of the kept pages.
-    pub kept: Vec<u32>,
-    /// Index of each shard's first row, then the number of rows.
+    /// Number of each segment's first page, then the number of pages.
     pub starts: Vec<usize>,
-    /// The files; the first `MAX_OPEN` stay open.
+    kept: Vec<Kept>,
+    /// Index into `kept` of each segment's first kept page.
+    kept_starts: Vec<usize>,
+    /// The `.sig` files, and the `.set` files, of which the first `MAX_OPEN` stay open.
     files: Vec<(PathBuf, Option<File>)>,
-    /// Per kept page: file, byte offset, number of shingles.
-    shingles: Vec<(u32, u64, u32)>,
+    bands: usize,
 }
 
 impl Signatures {
-    /// Reads the files of all shards, in order.
+    /// Reads the rows of all segments, in order.
     ///
     /// # Errors
-    /// If one is missing or damaged.
+    /// If a file is missing or damaged.
     pub fn open(paths: &[PathBuf], bands: usize) -> Result<Self> {
-        let mut all = Self::default();
+        let mut all = Self { bands, ..Self::default() };
+        let mut pages = 0;
         for path in paths {
-            all.starts.push(all.rows.len());
-            all.read(path, bands).with_context(|| format!("cannot read {}", path.display()))?;
+            all.starts.push(pages);
+            all.kept_starts.push(all.kept.len());
+            let sets = path.with_extension("set");
+            let open = if all.files.len() < MAX_OPEN { Some(File::open(&sets)?) } else { None };
+            all.files.push((path.clone(), open));
+            let mut kept = Vec::new();
+            rows(path, bands, |row| {
+                if u32_at(row, 0) == 1 {
+                    let score = f32::from_le_bytes(row[8..12].try_into().expect("4 bytes"));
+                    let at = u64::from_le_bytes(row[16..24].try_into().expect("8 bytes"));
+                    let rank = Rank { chars: u32_at(row, 4), score };
+                    kept.push(Kept { page: pages as u32, shingles: u32_at(row, 12), at, rank });
+                }
+                pages += 1;
+            })
+            .with_context(|| format!("cannot read {}", path.display()))?;
+            all.kept.append(&mut kept);
         }
-        all.starts.push(all.rows.len());
+        all.starts.push(pages);
+        all.kept_starts.push(all.kept.len());
         Ok(all)
     }
 
-    fn read(&mut self, path: &Path, bands: usize) -> Result<()> {
-        let file = if self.files.len() < MAX_OPEN { Some(File::open(path)?) } else { None };
-        let mut input = BufReader::with_capacity(1 << 18, File::open(path)?);
-        let mut head = [0u8; 12];
-        input.read_exact(&mut head)?;
-        if &head[..8] != MAGIC || head[8..] != (bands as u32).to_le_bytes() {
-            bail!(
-                "not a signature file of {bands} bands\nhint: remove the output directory's .tmp-work and run again"
-            );
-        }
-        let mut at = 12u64;
-        let mut row = vec![0u8; 28 + 8 * bands];
-        while read_or_end(&mut input, &mut row)? {
-            at += row.len() as u64;
-            let u32_at = |i: usize| u32::from_le_bytes(row[i..i + 4].try_into().expect("4 bytes"));
-            let mut fingerprint = [0; 16];
-            fingerprint.copy_from_slice(&row[8..24]);
-            let parsed = Row { kept: u32_at(0) == 1, chars: u32_at(4), fingerprint };
-            let count = u32_at(24);
-            if parsed.kept {
-                self.kept.push(self.rows.len() as u32);
-                self.shingles.push((self.files.len() as u32, at, count));
-                self.bands.extend(
-                    row[28..].chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("8 bytes"))),
-                );
+    /// Pages in all segments.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Pages that the stages kept.
+    #[must_use]
+    pub fn num_kept(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// The number among all pages of the `k`-th kept one.
+    #[must_use]
+    pub fn page(&self, k: usize) -> usize {
+        self.kept[k].page as usize
+    }
+
+    /// What decides between the `k`-th kept page and its copies.
+    #[must_use]
+    pub fn rank(&self, k: usize) -> Rank {
+        self.kept[k].rank
+    }
+
+    /// (fingerprint, k) of every kept page.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn fingerprints(&self) -> Result<Vec<([u8; 16], u32)>> {
+        let mut all = Vec::with_capacity(self.kept.len());
+        self.each_kept(|k, row| all.push((row[24..40].try_into().expect("16 bytes"), k)))?;
+        Ok(all)
+    }
+
+    /// Appends (hash of band `band`, k) of every kept page with a signature.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn band(&self, band: usize, out: &mut Vec<(u64, u32)>) -> Result<()> {
+        let at = ROW + 8 * band;
+        self.each_kept(|k, row| {
+            if u32_at(row, 12) > 0 {
+                out.push((u64::from_le_bytes(row[at..at + 8].try_into().expect("8 bytes")), k));
             }
-            self.rows.push(parsed);
-            let bytes = u64::from(count) * 4;
-            input.seek_relative(bytes as i64)?;
-            at += bytes;
+        })
+    }
+
+    fn each_kept(&self, mut each: impl FnMut(u32, &[u8])) -> Result<()> {
+        for ((path, _), first) in self.files.iter().zip(&self.kept_starts) {
+            let mut k = *first as u32;
+            rows(path, self.bands, |row| {
+                if u32_at(row, 0) == 1 {
+                    each(k, row);
+                    k += 1;
+                }
+            })
+            .with_context(|| format!("cannot read {}", path.display()))?;
         }
-        self.files.push((path.to_path_buf(), file));
         Ok(())
     }
 
@@ -147,22 +210,39 @@ impl Signatures {
     /// # Errors
     /// If its file cannot be read.
     pub fn shingles(&self, k: usize) -> Result<Vec<u32>> {
-        let (file, at, count) = self.shingles[k];
-        let (path, file) = &self.files[file as usize];
-        let mut bytes = vec![0u8; count as usize * 4];
+        let Kept { at, shingles, .. } = self.kept[k];
+        let segment = self.kept_starts.partition_point(|&s| s <= k) - 1;
+        let (path, file) = &self.files[segment];
+        let path = path.with_extension("set");
+        let mut bytes = vec![0u8; shingles as usize * 4];
         let read = match file {
             Some(file) => file.read_exact_at(&mut bytes, at),
-            None => File::open(path).and_then(|f| f.read_exact_at(&mut bytes, at)),
+            None => File::open(&path).and_then(|f| f.read_exact_at(&mut bytes, at)),
         };
         read.with_context(|| format!("cannot read {}", path.display()))?;
         Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes"))).collect())
     }
+}
 
-    /// Whether the `k`-th kept page has a signature.
-    #[must_use]
-    pub fn is_signed(&self, k: usize) -> bool {
-        self.shingles[k].2 > 0
+fn u32_at(row: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes(row[i..i + 4].try_into().expect("4 bytes"))
+}
+
+/// Calls `each` with the rows of a `.sig` file.
+fn rows(path: &Path, bands: usize, mut each: impl FnMut(&[u8])) -> Result<()> {
+    let mut input = BufReader::with_capacity(1 << 18, File::open(path)?);
+    let mut head = [0u8; 12];
+    input.read_exact(&mut head)?;
+    if &head[..8] != MAGIC || head[8..] != (bands as u32).to_le_bytes() {
+        bail!(
+            "not a signature file of {bands} bands\nhint: remove the output directory's .tmp-work and run again"
+        );
     }
+    let mut row = vec![0u8; ROW + 8 * bands];
+    while read_or_end(&mut input, &mut row)? {
+        each(&row);
+    }
+    Ok(())
 }
 
 /// Fills `buffer`; `false` at the end of the file.
@@ -186,7 +266,8 @@ mod tests {
     fn rows_and_shingles_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("{i}.sig"))).collect();
-        let row = |kept, n: u8| Row { kept, chars: u32::from(n), fingerprint: [n; 16] };
+        let row =
+            |kept, n: u8| Row { kept, rank: Rank { chars: u32::from(n), score: 0.5 }, fingerprint: [n; 16] };
         let signature = |n: u32| Signature { bands: vec![u64::from(n), 7], shingles: (0..n).collect() };
         for (i, path) in paths.iter().enumerate() {
             let mut w = SignatureWriter::create(path, 2).unwrap();
@@ -197,11 +278,14 @@ mod tests {
         }
         let all = Signatures::open(&paths, 2).unwrap();
         assert_eq!(all.starts, [0, 3, 6]);
-        assert_eq!(all.kept, [0, 2, 3, 5]);
-        assert_eq!(all.rows[3], row(true, 11));
-        assert_eq!(all.bands, [3, 7, 0, 7, 4, 7, 0, 7]);
+        assert_eq!((0..4).map(|k| all.page(k)).collect::<Vec<_>>(), [0, 2, 3, 5]);
+        assert_eq!(all.rank(2), Rank { chars: 11, score: 0.5 });
+        let mut band = Vec::new();
+        all.band(0, &mut band).unwrap();
+        assert_eq!(band, [(3, 0), (4, 2)]);
+        assert_eq!(all.fingerprints().unwrap()[3], ([3; 16], 3));
         assert_eq!(all.shingles(2).unwrap(), [0, 1, 2, 3]);
-        assert!(!all.is_signed(1));
+        assert!(all.shingles(1).unwrap().is_empty());
         assert!(Signatures::open(&paths, 3).is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::work::{Judged, ShardInfo};
+use super::work::{Judged, SegmentInfo};
 use crate::stage::Reason;
 
 /// Stages in the order a page passes them; each drops some.
@@ -15,6 +15,8 @@ pub const FUNNEL: &[(&str, &str)] = &[
     ("length", "length"),
     ("repetition", "no repetition"),
     ("quality", "quality"),
+    ("c4", "C4 rules"),
+    ("fineweb", "FineWeb rules"),
     ("exact", "no exact copy"),
     ("minhash", "no near copy"),
 ];
@@ -33,6 +35,8 @@ pub struct Stats {
     pub dropped: BTreeMap<String, Count>,
     /// `stage/rule` → what it dropped.
     pub rules: BTreeMap<String, u64>,
+    /// `stage/what` → pieces of text that stages took out or replaced, in all documents.
+    pub edits: BTreeMap<String, u64>,
     /// What was kept.
     pub kept: Count,
     /// Source → pages read, and what was kept of them.
@@ -110,6 +114,9 @@ impl Stats {
         let chars = document.text.chars().count() as u64;
         self.pages += 1;
         self.characters += chars;
+        for (what, n) in &judged.edits {
+            *self.edits.entry(what.clone()).or_default() += n;
+        }
         let source = self.sources.entry(document.source.clone()).or_default();
         source.0 += 1;
         if let Some((encoding, errors, mended)) = &judged.decoded {
@@ -167,7 +174,7 @@ impl Stats {
     }
 
     /// Adds what reading a shard met besides pages.
-    pub fn add_info(&mut self, info: &ShardInfo) {
+    pub fn add_info(&mut self, info: &SegmentInfo) {
         self.broken += info.broken;
         for (kind, n) in &info.passed {
             *self.passed.entry(kind.clone()).or_default() += n;
@@ -191,6 +198,7 @@ impl Stats {
         }
         for (mine, theirs) in [
             (&mut self.rules, other.rules),
+            (&mut self.edits, other.edits),
             (&mut self.languages, other.languages),
             (&mut self.encodings, other.encodings),
             (&mut self.passed, other.passed),

@@ -1,8 +1,9 @@
 //! Cleans one shard: raw pages → judged documents, written beside their signatures.
 //!
 //! Pages are read in batches of bounded size and cleaned on all cores; results keep the
-//! input's order. The shard's `part` file holds every page, kept or dropped, so that
-//! later steps only read; its marker file, written last, says that it is complete.
+//! input's order. A segment's `part` file holds every page, kept or dropped, so that
+//! later steps only read; its marker file, written last, says that it is complete. A run
+//! that goes on skips the records of finished segments.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,13 +21,13 @@ use serde_json::Value;
 
 use super::config::RecipeConfig;
 use super::signatures::{Row, SignatureWriter};
-use crate::dedup::exact;
 use crate::dedup::minhash::{MinHasher, Signature};
+use crate::dedup::{Rank, exact};
 use crate::extract;
 use crate::gold::{Gold, Score};
 use crate::source::encoding::{self, Decoded};
 use crate::source::{self, Body, Item, Raw, Shard};
-use crate::stage::{Candidate, Reason, Stage};
+use crate::stage::{self, Candidate, Reason, Sheet, Stage};
 
 /// Pages and bytes in one batch.
 const BATCH_PAGES: usize = 256;
@@ -60,13 +61,20 @@ pub struct Judged {
     /// Encoding of its bytes, and what was repaired: places left out, lines mended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoded: Option<(String, usize, usize)>,
+    /// What stages changed in the text, counted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub edits: BTreeMap<String, u64>,
 }
 
-/// A finished shard's marker.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct ShardInfo {
+/// A finished segment's marker.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SegmentInfo {
     /// Pages judged.
     pub pages: u64,
+    /// Items of the source read: pages, records that are none, broken ones.
+    pub items: u64,
+    /// It ends its shard.
+    pub last: bool,
     /// Records that are no pages, by kind.
     pub passed: BTreeMap<String, u64>,
     /// Broken records.
@@ -75,29 +83,46 @@ pub struct ShardInfo {
     pub told: Vec<String>,
 }
 
-/// Files of shard `index` under `work`.
-pub struct ShardFiles {
+/// A part of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The shard.
+    pub shard: usize,
+    /// Which part of it.
+    pub part: usize,
+}
+
+/// A finished segment.
+pub struct Done {
+    /// Which.
+    pub segment: Segment,
+    /// Its pages.
+    pub pages: u64,
+}
+
+/// Files of a segment under `work`.
+pub struct SegmentFiles {
     /// All pages, JSON lines in zstd.
     pub part: PathBuf,
-    /// Signatures and shingles.
+    /// Signatures; shingles lie beside.
     pub signatures: PathBuf,
     /// The marker.
     pub marker: PathBuf,
 }
 
-impl ShardFiles {
+impl SegmentFiles {
     /// The names.
     #[must_use]
-    pub fn of(work: &Path, index: usize) -> Self {
-        let name = |e: &str| work.join(format!("{index:05}.{e}"));
+    pub fn of(work: &Path, segment: Segment) -> Self {
+        let name = |e: &str| work.join(format!("{:05}-{:05}.{e}", segment.shard, segment.part));
         Self { part: name("part.zst"), signatures: name("sig"), marker: name("json") }
     }
 
-    /// The marker of a finished shard.
+    /// The marker of a finished segment.
     ///
     /// # Errors
     /// If it is there but unreadable.
-    pub fn finished(&self) -> Result<Option<ShardInfo>> {
+    pub fn finished(&self) -> Result<Option<SegmentInfo>> {
         if !self.marker.is_file() {
             return Ok(None);
         }
@@ -106,7 +131,8 @@ impl ShardFiles {
 }
 
 impl Cleaner<'_> {
-    /// Cleans `shard`, at most `limit` pages of it, and writes its files under `work`.
+    /// Cleans `shard`, at most `limit` pages of it, and writes its segments under `work`;
+    /// returns them all, and how many pages were not done before.
     ///
     /// # Errors
     /// If its files cannot be read or the results not written.
@@ -117,22 +143,64 @@ impl Cleaner<'_> {
         limit: u64,
         work: &Path,
         progress: &Progress,
-    ) -> Result<ShardInfo> {
-        let files = ShardFiles::of(work, index);
-        let settings = &self.config.source[shard.source];
-        let label = settings.label();
-        let mut items = source::open(settings, shard, self.config.output.max_page_bytes)?;
-        let mut info = ShardInfo::default();
+    ) -> Result<(Vec<Done>, u64)> {
+        let (mut done, mut items_done, mut pages) = (Vec::new(), 0, 0);
+        let mut cleaned = 0;
+        let mut items: Option<source::Items> = None;
+        for part in 0.. {
+            let segment = Segment { shard: index, part };
+            let files = SegmentFiles::of(work, segment);
+            let info = match files.finished()? {
+                Some(info) => {
+                    progress.inc(info.pages);
+                    info
+                }
+                None => {
+                    if items.is_none() {
+                        let settings = &self.config.source[shard.source];
+                        let mut all = source::open(settings, shard, self.config.output.max_page_bytes)?;
+                        if items_done > 0 {
+                            all.nth(items_done as usize - 1);
+                        }
+                        items = Some(all);
+                    }
+                    let items = items.as_mut().expect("just opened");
+                    let info = self.run_segment(shard, &files, items, limit - pages, progress)?;
+                    cleaned += info.pages;
+                    info
+                }
+            };
+            items_done += info.items;
+            pages += info.pages;
+            done.push(Done { segment, pages: info.pages });
+            if info.last {
+                break;
+            }
+        }
+        Ok((done, cleaned))
+    }
+
+    fn run_segment(
+        &self,
+        shard: &Shard,
+        files: &SegmentFiles,
+        items: &mut source::Items,
+        limit: u64,
+        progress: &Progress,
+    ) -> Result<SegmentInfo> {
+        let label = self.config.source[shard.source].label();
+        let room = limit.min(self.config.output.shard_pages as u64);
+        let mut info = SegmentInfo::default();
         let mut part = zstd::Encoder::new(AtomicFile::create(&files.part)?, 3).context("starting zstd")?;
         let mut signatures = SignatureWriter::create(&files.signatures, self.bands())?;
 
-        let mut batch = read_batch(&mut items, limit, &mut info);
+        let mut batch = read_batch(items, room, &mut info);
         while !batch.is_empty() {
-            let left = limit - info.pages - batch.len() as u64;
-            let mut next_info = ShardInfo::default();
+            let left = room - info.pages - batch.len() as u64;
+            let mut next_info = SegmentInfo::default();
             let (cleaned, next) = rayon::join(
                 || batch.into_par_iter().map(|raw| self.clean(raw, &label)).collect::<Vec<_>>(),
-                || read_batch(&mut items, left, &mut next_info),
+                || read_batch(items, left, &mut next_info),
             );
             for cleaned in cleaned {
                 let (judged, row, signature) = cleaned?;
@@ -145,6 +213,8 @@ impl Cleaner<'_> {
             info.add(next_info);
             batch = next;
         }
+        // Page files are cut into shards beforehand; of records, more may follow.
+        info.last |= info.pages == limit || self.config.source[shard.source].is_page_per_file();
         part.finish().with_context(|| files.part.display().to_string())?.commit()?;
         signatures.finish()?;
         write_json(&files.marker, &info)?;
@@ -167,6 +237,7 @@ impl Cleaner<'_> {
                 reason: Some(Reason::new("extract", "panic", 1.0, 0.0)),
                 gold: None,
                 decoded: None,
+                edits: BTreeMap::new(),
             },
         };
         let text = &judged.document.text;
@@ -176,14 +247,21 @@ impl Cleaner<'_> {
             _ => Signature::default(),
         };
         let fingerprint = if kept { exact::fingerprint(text) } else { [0; 16] };
-        let row = Row { kept, chars: text.chars().count() as u32, fingerprint };
+        let rank = Rank { chars: text.chars().count() as u32, score: 0.0 };
+        let row = Row { kept, rank, fingerprint };
         Ok((judged, row, signature))
     }
 
     fn clean_page(&self, raw: Raw, source: &str) -> Result<Judged> {
         let Raw { id, url, path, body, meta } = raw;
         let mut document = Document { id, url, meta, source: source.to_string(), ..Document::default() };
-        let mut judged = Judged { document: Document::default(), reason: None, gold: None, decoded: None };
+        let mut judged = Judged {
+            document: Document::default(),
+            reason: None,
+            gold: None,
+            decoded: None,
+            edits: BTreeMap::new(),
+        };
         let (decoded, html) = match body {
             Body::Document(d) => {
                 document.lang = d.lang;
@@ -216,7 +294,7 @@ impl Cleaner<'_> {
         } else if document.text.is_empty() {
             Some(Reason::new("extract", "no_text", 0.0, 1.0))
         } else {
-            self.judge(&mut document)
+            self.judge(&mut judged, &mut document)
         };
         judged.document = document;
         Ok(judged)
@@ -236,21 +314,26 @@ impl Cleaner<'_> {
         }
     }
 
-    fn judge(&self, document: &mut Document) -> Option<Reason> {
-        let mut candidate = Candidate::new(&document.text, &document.lang);
-        let reason = self.stages.iter().find_map(|stage| stage.judge(&mut candidate));
-        let (lang, confidence) = (candidate.lang, candidate.lang_confidence);
-        document.lang = lang;
-        if self.config.language.enabled {
-            let rounded = (confidence * 1000.0).round() / 1000.0;
-            document.meta.insert("lang_confidence".into(), Value::from(rounded));
+    /// Judges a document, and leaves it as the stages changed it.
+    fn judge(&self, judged: &mut Judged, document: &mut Document) -> Option<Reason> {
+        let mut candidate =
+            Candidate::new(&document.text, &document.lang).with_splitter(self.config.words).at(&document.url);
+        let mut sheet = Sheet::default();
+        stage::judge(&self.stages, &mut candidate, &mut sheet);
+        judged.edits = std::mem::take(&mut candidate.edits);
+        document.meta.append(&mut candidate.notes);
+        document.lang = std::mem::take(&mut candidate.lang);
+        if let Some(text) = candidate.into_changed() {
+            document.text = text;
         }
-        reason
+        sheet.reason
     }
 }
 
-impl ShardInfo {
-    fn add(&mut self, other: ShardInfo) {
+impl SegmentInfo {
+    fn add(&mut self, other: SegmentInfo) {
+        self.items += other.items;
+        self.last |= other.last;
         self.broken += other.broken;
         for (kind, n) in other.passed {
             *self.passed.entry(kind).or_default() += n;
@@ -264,12 +347,17 @@ impl ShardInfo {
 }
 
 /// Pages up to the batch's bounds and `limit`; what is no page goes to `info`.
-fn read_batch(items: &mut source::Items, limit: u64, info: &mut ShardInfo) -> Vec<Raw> {
+fn read_batch(items: &mut source::Items, limit: u64, info: &mut SegmentInfo) -> Vec<Raw> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while batch.len() < BATCH_PAGES && bytes < BATCH_BYTES && (batch.len() as u64) < limit {
-        match items.next() {
-            None => break,
+        let item = items.next();
+        info.items += u64::from(item.is_some());
+        match item {
+            None => {
+                info.last = true;
+                break;
+            }
             Some(Item::Page(raw)) => {
                 bytes += size(&raw);
                 batch.push(raw);
@@ -305,7 +393,7 @@ fn plain(text: &str) -> String {
     out.trim_matches('\n').to_string()
 }
 
-/// The pages of a finished shard, in order.
+/// The pages of a finished segment, in order.
 ///
 /// # Errors
 /// If its part file cannot be opened; items fail where it is damaged.

@@ -135,6 +135,7 @@ fn tables(report: &Report, out: &mut String) {
     for (title, list) in [
         ("Languages", &report.languages),
         ("Encodings", &report.encodings.pages),
+        ("Changes to the text", &report.edits),
         ("Records that are no pages", &report.passed),
     ] {
         if !list.is_empty() {

@@ -17,6 +17,8 @@ pub struct Report {
     pub funnel: Vec<Step>,
     /// Every rule that dropped something.
     pub rules: Vec<Rule>,
+    /// `stage/what` → pieces of text that stages took out or replaced.
+    pub edits: Vec<(String, u64)>,
     /// What a reader should know: absent sources, samples, broken records.
     pub notes: Vec<String>,
     /// Sources.
@@ -164,6 +166,7 @@ impl Report {
         Self {
             funnel: funnel(config, stats),
             rules: rules(stats),
+            edits: stats.edits.iter().map(|(k, n)| (k.clone(), *n)).collect(),
             notes,
             sources: stats
                 .sources
@@ -214,6 +217,8 @@ fn funnel(config: &RecipeConfig, stats: &Stats) -> Vec<Step> {
         "length" => config.length.enabled,
         "repetition" => config.repetition.enabled,
         "quality" => config.quality.enabled,
+        "c4" => config.c4.enabled,
+        "fineweb" => config.fineweb.enabled,
         "exact" => config.dedup.exact.enabled,
         "minhash" => config.dedup.minhash.enabled,
         _ => true,

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use whatlang::{Detector, Lang};
 
-use super::{Candidate, Reason, Stage};
+use super::{Candidate, Sheet, Stage};
 
 /// Bytes of prose looked at.
 const SAMPLE: usize = 4096;
@@ -74,17 +74,17 @@ impl Stage for Language {
         "language"
     }
 
-    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
-        let sample = prose(candidate.text);
+    fn judge(&self, candidate: &mut Candidate, sheet: &mut Sheet) {
+        let sample = prose(candidate.text());
         let info = self.detector.detect(&sample);
         let (lang, confidence) = info.map_or(("und", 0.0), |i| (short(i.lang()), i.confidence()));
         candidate.lang = lang.to_string();
         candidate.lang_confidence = confidence;
-        if !self.keep.is_empty() && !self.keep.contains(lang) {
-            return Some(Reason::new(self.name(), format!("language_{lang}"), confidence, 0.0));
-        }
-        (confidence < self.config.min_confidence)
-            .then(|| Reason::new(self.name(), "min_confidence", confidence, self.config.min_confidence))
+        let rounded = (confidence * 1000.0).round() / 1000.0;
+        candidate.notes.insert("lang_confidence".into(), rounded.into());
+        let other = !self.keep.is_empty() && !self.keep.contains(lang);
+        let _ = (other && sheet.over(&format!("language_{lang}"), 1.0, 0.0))
+            || sheet.under("min_confidence", confidence, self.config.min_confidence);
     }
 }
 
@@ -195,11 +195,12 @@ fn short(lang: Lang) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict;
     use super::*;
 
     fn judge(config: LanguageConfig, text: &str) -> (String, Option<String>) {
         let mut c = Candidate::new(text, "");
-        let drop = Language::new(config).unwrap().judge(&mut c);
+        let drop = verdict(&Language::new(config).unwrap(), &mut c);
         (c.lang, drop.map(|d| d.rule))
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Reason, Stage};
+use super::{Candidate, Sheet, Stage};
 
 /// `[length]` of a recipe.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,29 +34,27 @@ impl Stage for Length {
         "length"
     }
 
-    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
-        let chars = candidate.text.chars().count() as u64;
-        let words = candidate.words.count() as u64;
-        let LengthConfig { min_chars, max_chars, min_words, max_words, .. } = self.0;
-        let rules = [
-            ("min_chars", chars, min_chars, chars < min_chars),
-            ("max_chars", chars, max_chars, chars > max_chars),
-            ("min_words", words, min_words, words < min_words),
-            ("max_words", words, max_words, words > max_words),
-        ];
-        let (rule, value, limit, _) = rules.into_iter().find(|r| r.3)?;
-        Some(Reason::new(self.name(), rule, value as f64, limit as f64))
+    fn judge(&self, candidate: &mut Candidate, sheet: &mut Sheet) {
+        let c = &self.0;
+        let (text, words) = candidate.words();
+        let (chars, words) = (text.chars().count() as f64, words.count() as f64);
+        let _ = sheet.under("min_chars", chars, c.min_chars as f64)
+            || sheet.over("max_chars", chars, c.max_chars as f64)
+            || sheet.under("min_words", words, c.min_words as f64)
+            || sheet.over("max_words", words, c.max_words as f64);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict;
     use super::*;
 
     #[test]
     fn limits_hold_at_their_edges() {
         let config = LengthConfig { min_chars: 5, max_chars: 9, min_words: 2, max_words: 3, enabled: true };
-        let rule = |text: &str| Length(config.clone()).judge(&mut Candidate::new(text, "")).map(|d| d.rule);
+        let rule =
+            |text: &str| verdict(&Length(config.clone()), &mut Candidate::new(text, "")).map(|d| d.rule);
         assert_eq!(rule("ab c"), Some("min_chars".into()));
         assert_eq!(rule("ab cd"), None);
         assert_eq!(rule("abcdef"), Some("min_words".into()));

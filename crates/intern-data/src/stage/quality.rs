@@ -1,14 +1,18 @@
-//! Drops what does not read as natural text (Rae et al., 2021, "Gopher", appendix A.1).
+//! Drops what does not read as natural text (Rae et al., 2021, "Gopher", appendix A.1),
+//! by datatrove's definitions.
 //!
-//! The rules hold for Chinese too: a character counts as a word, word length is
-//! measured on the other words only, and stop words and bullets come in both
-//! languages. The defaults suit mixed web text with code and numbers;
-//! `configs/data/gopher.toml` has the paper's own limits for English prose.
+//! Chinese text has its own measure: only words written in letters have a length, stop
+//! words are Chinese, more characters count as bullets, and `……` is one ellipsis. The
+//! defaults suit mixed web text with code and numbers; `configs/data/gopher.toml` has the
+//! paper's own limits for English prose.
+
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Reason, Stage, share};
+use super::{Candidate, Sheet, Stage, share, split_lines};
 use crate::words::Class;
+use crate::words::chars::is_space;
 
 /// `[quality]` of a recipe.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -16,7 +20,11 @@ use crate::words::Class;
 pub struct QualityConfig {
     /// Whether the stage runs.
     pub enabled: bool,
-    /// Shortest mean word length, in characters; CJK characters are left out of the mean.
+    /// Fewest words that are not punctuation.
+    pub min_words: u64,
+    /// Most such words; 0 sets no limit.
+    pub max_words: u64,
+    /// Shortest mean word length, in characters; Chinese words are left out of the mean.
     pub min_mean_word_length: f64,
     /// Longest mean word length.
     pub max_mean_word_length: f64,
@@ -24,21 +32,27 @@ pub struct QualityConfig {
     pub max_hash_ratio: f64,
     /// Most ellipses per word.
     pub max_ellipsis_ratio: f64,
-    /// Most lines that begin with a bullet, of all lines.
+    /// Most lines that begin with a bullet (`•` or `-`, in Chinese also `* · ● ▪ ◆ ※`), of all lines.
     pub max_bullet_lines: f64,
     /// Most lines that end with an ellipsis, of all lines.
     pub max_ellipsis_lines: f64,
     /// Fewest words with a letter, of all words.
     pub min_alpha_words: f64,
     /// Fewest different stop words (`the be to of and that have with`, or `的 是 在 了 和 有 不 我 这 一`
-    /// where most words are Chinese); 0 turns the rule off, and texts of other languages pass.
+    /// where most words are Chinese); 0 turns the rule off.
     pub min_stop_words: usize,
+    /// Texts in other languages than English and Chinese pass the stop word rule.
+    pub stop_words_by_language: bool,
+    /// Measures Chinese text by its own measure.
+    pub chinese: bool,
 }
 
 impl Default for QualityConfig {
     fn default() -> Self {
         Self {
             enabled: true,
+            min_words: 0,
+            max_words: 0,
             min_mean_word_length: 2.0,
             max_mean_word_length: 15.0,
             max_hash_ratio: 0.1,
@@ -47,6 +61,25 @@ impl Default for QualityConfig {
             max_ellipsis_lines: 0.3,
             min_alpha_words: 0.5,
             min_stop_words: 0,
+            stop_words_by_language: true,
+            chinese: true,
+        }
+    }
+}
+
+impl QualityConfig {
+    /// The limits of the paper.
+    #[must_use]
+    pub fn gopher() -> Self {
+        Self {
+            min_words: 50,
+            max_words: 100_000,
+            min_mean_word_length: 3.0,
+            max_mean_word_length: 10.0,
+            max_bullet_lines: 0.9,
+            min_alpha_words: 0.8,
+            min_stop_words: 2,
+            ..Self::default()
         }
     }
 }
@@ -62,17 +95,15 @@ impl Stage for Quality {
         "quality"
     }
 
-    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
+    fn judge(&self, candidate: &mut Candidate, sheet: &mut Sheet) {
         let c = &self.0;
-        let over = |rule: &str, value: f64, limit: f64| {
-            (value > limit).then(|| Reason::new("quality", rule, value, limit))
-        };
-        let under = |rule: &str, value: f64, limit: f64| {
-            (value < limit).then(|| Reason::new("quality", rule, value, limit))
-        };
-        let (text, words) = (candidate.text, &candidate.words);
+        let chinese = c.chinese && candidate.is_chinese();
+        let lang = std::mem::take(&mut candidate.lang);
+        let other_language = c.stop_words_by_language && !chinese && !matches!(lang.as_str(), "en" | "");
+        candidate.lang = lang;
+        let (text, words) = candidate.words();
 
-        let (mut count, mut spelled, mut letters, mut alpha) = (0, 0usize, 0usize, 0);
+        let (mut count, mut spelled, mut letters, mut alpha) = (0usize, 0usize, 0usize, 0usize);
         for t in &words.tokens {
             match t.class {
                 Class::Punctuation => continue,
@@ -85,53 +116,78 @@ impl Stage for Quality {
             count += 1;
             alpha += usize::from(matches!(t.class, Class::Word | Class::Cjk));
         }
-        let mean_length = share(letters, spelled);
+        if sheet.under("min_words", count as f64, c.min_words as f64)
+            || (c.max_words > 0 && sheet.over("max_words", count as f64, c.max_words as f64))
+        {
+            return;
+        }
         // A few spelled words among Chinese text (names, numbers) say nothing about their length.
-        let by_length = if words.is_cjk() || spelled == 0 {
-            None
-        } else {
-            under("min_mean_word_length", mean_length, c.min_mean_word_length)
-                .or_else(|| over("max_mean_word_length", mean_length, c.max_mean_word_length))
-        };
-        by_length
-            .or_else(|| over("max_hash_ratio", share(text.matches('#').count(), count), c.max_hash_ratio))
-            .or_else(|| over("max_ellipsis_ratio", share(ellipses(text), count), c.max_ellipsis_ratio))
-            .or_else(|| {
-                let (mut lines, mut bullets, mut trailing) = (0, 0, 0);
-                for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
-                    lines += 1;
-                    bullets += usize::from(line.starts_with(['•', '-', '*', '·', '●', '▪', '◆', '※']));
-                    trailing += usize::from(line.ends_with("...") || line.ends_with('…'));
-                }
-                over("max_bullet_lines", share(bullets, lines), c.max_bullet_lines)
-                    .or_else(|| over("max_ellipsis_lines", share(trailing, lines), c.max_ellipsis_lines))
-            })
-            .or_else(|| under("min_alpha_words", share(alpha, count), c.min_alpha_words))
-            .or_else(|| {
-                let list = match (words.is_cjk(), candidate.lang.as_str()) {
-                    (true, _) => CHINESE_STOP_WORDS,
-                    (false, "en" | "") => ENGLISH_STOP_WORDS,
-                    _ => return None,
-                };
-                let found = list.iter().filter(|w| words.tokens.iter().any(|t| t.text == **w)).count();
-                under("min_stop_words", found as f64, c.min_stop_words as f64)
-            })
+        if !chinese && spelled > 0 {
+            let mean = letters as f64 / spelled as f64;
+            if sheet.under("min_mean_word_length", mean, c.min_mean_word_length)
+                || sheet.over("max_mean_word_length", mean, c.max_mean_word_length)
+            {
+                return;
+            }
+        }
+        let all = words.num_words;
+        let dots = ellipses(text, chinese);
+        if sheet.over("max_hash_ratio", share(text.matches('#').count(), all), c.max_hash_ratio)
+            || sheet.over("max_ellipsis_ratio", share(dots, all), c.max_ellipsis_ratio)
+        {
+            return;
+        }
+        let bullets: &[char] =
+            if chinese { &['•', '-', '*', '·', '●', '▪', '◆', '※'] } else { &['•', '-'] };
+        let (mut lines, mut bulleted, mut trailing) = (0, 0, 0);
+        for line in split_lines(text) {
+            let line = line.trim_matches(is_space);
+            lines += 1;
+            bulleted += usize::from(line.starts_with(bullets));
+            trailing += usize::from(line.ends_with("...") || line.ends_with('…'));
+        }
+        if sheet.over("max_bullet_lines", share(bulleted, lines), c.max_bullet_lines)
+            || sheet.over("max_ellipsis_lines", share(trailing, lines), c.max_ellipsis_lines)
+            || sheet.under("min_alpha_words", share(alpha, all), c.min_alpha_words)
+            || c.min_stop_words == 0
+            || other_language
+        {
+            return;
+        }
+        let list = if chinese { CHINESE_STOP_WORDS } else { ENGLISH_STOP_WORDS };
+        let mut found: HashSet<&str> = HashSet::new();
+        for t in &words.tokens {
+            // One of a Chinese word's characters is enough: `不是` has two.
+            if chinese && t.class == Class::Cjk {
+                found.extend(list.iter().copied().filter(|w| t.of(text).contains(w)));
+            } else if t.chars <= 4 {
+                found.extend(list.iter().copied().filter(|w| *w == t.of(text)));
+            }
+            // Counting on would cost time and change nothing.
+            if sheet.all.is_none() && found.len() >= c.min_stop_words {
+                break;
+            }
+        }
+        sheet.under("min_stop_words", found.len() as f64, c.min_stop_words as f64);
     }
 }
 
-/// `...` and `…`; the Chinese six-dot ellipsis counts once.
-fn ellipses(text: &str) -> usize {
-    text.matches("...").count() + text.replace("……", "…").matches('…').count()
+/// `...` and `…`; the Chinese six-dot ellipsis counts once in Chinese.
+fn ellipses(text: &str, chinese: bool) -> usize {
+    let dots = text.matches("...").count();
+    let long = if chinese { text.matches("……").count() } else { 0 };
+    dots + text.matches('…').count() - long
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict;
     use super::*;
 
     #[track_caller]
     fn check(text: &str, expect: Option<&str>) {
         let config = QualityConfig { min_alpha_words: 0.8, min_stop_words: 2, ..Default::default() };
-        let drop = Quality(config).judge(&mut Candidate::new(text, ""));
+        let drop = verdict(&Quality(config), &mut Candidate::new(text, ""));
         assert_eq!(drop.as_ref().map(|d| d.rule.as_str()), expect, "{text:?} → {drop:?}");
     }
 

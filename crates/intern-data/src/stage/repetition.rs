@@ -8,9 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Reason, Stage, share};
+use super::{Candidate, Sheet, Stage, share};
 use crate::hash::{HashedMap, HashedSet, combine, hash64};
 use crate::words::Words;
+use crate::words::chars::is_space;
 
 /// `[repetition]` of a recipe. Shares are 0–1; 1 turns a rule off.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,37 +62,48 @@ impl Stage for Repetition {
         "repetition"
     }
 
-    fn judge(&self, candidate: &mut Candidate) -> Option<Reason> {
+    fn judge(&self, candidate: &mut Candidate, sheet: &mut Sheet) {
         let c = &self.0;
-        let text = candidate.text;
+        let text = candidate.text();
         let total = text.chars().count();
-        let over = |rule: String, value: f64, limit: f64| {
-            (value > limit).then(|| Reason::new("repetition", rule, value, limit))
-        };
 
-        let (duplicates, all, chars) = duplicates(paragraphs(text.trim()));
-        over("dup_para_frac".into(), share(duplicates, all), c.dup_para_frac)
-            .or_else(|| over("dup_para_char_frac".into(), share(chars, total), c.dup_para_char_frac))
-            .or_else(|| {
-                let (duplicates, all, chars) = self::duplicates(lines(text));
-                over("dup_line_frac".into(), share(duplicates, all), c.dup_line_frac)
-                    .or_else(|| over("dup_line_char_frac".into(), share(chars, total), c.dup_line_char_frac))
-            })
-            .or_else(|| {
-                if candidate.words.tokens.len() < c.min_words {
-                    return None;
-                }
-                let grams = Grams::new(&candidate.words);
-                let top = (2..=4).zip(c.top_ngram).find_map(|(n, limit)| {
-                    let chars = grams.top(n, c.top_ngram_min_count);
-                    over(format!("top_{n}_gram"), share(chars, total), limit)
-                });
-                top.or_else(|| {
-                    (5..=10).zip(c.dup_ngram).find_map(|(n, limit)| {
-                        over(format!("duplicated_{n}_n_grams"), share(grams.repeated(n), total), limit)
-                    })
-                })
-            })
+        let (count, all, chars) = duplicates(paragraphs(text.trim_matches(is_space)));
+        if sheet.over("dup_para_frac", share(count, all), c.dup_para_frac)
+            || sheet.over("dup_para_char_frac", share(chars, total), c.dup_para_char_frac)
+        {
+            return;
+        }
+        let (count, all, chars) = duplicates(lines(text));
+        if sheet.over("dup_line_frac", share(count, all), c.dup_line_frac)
+            || sheet.over("dup_line_char_frac", share(chars, total), c.dup_line_char_frac)
+        {
+            return;
+        }
+        let (text, words) = candidate.words();
+        if words.tokens.len() < c.min_words {
+            return;
+        }
+        let grams = Grams::new(text, words);
+        const TOP: [&str; 3] = ["top_2_gram", "top_3_gram", "top_4_gram"];
+        for (i, limit) in c.top_ngram.into_iter().enumerate() {
+            let chars = grams.top(i + 2, c.top_ngram_min_count);
+            if sheet.over(TOP[i], share(chars, total), limit) {
+                return;
+            }
+        }
+        const REPEATED: [&str; 6] = [
+            "duplicated_5_n_grams",
+            "duplicated_6_n_grams",
+            "duplicated_7_n_grams",
+            "duplicated_8_n_grams",
+            "duplicated_9_n_grams",
+            "duplicated_10_n_grams",
+        ];
+        for (i, limit) in c.dup_ngram.into_iter().enumerate() {
+            if sheet.over(REPEATED[i], share(grams.repeated(i + 5), total), limit) {
+                return;
+            }
+        }
     }
 }
 
@@ -155,12 +167,12 @@ struct Grams {
 }
 
 impl Grams {
-    fn new(words: &Words) -> Self {
+    fn new(text: &str, words: &Words) -> Self {
         let n = words.tokens.len();
         let (mut hashes, mut chars, mut gaps) = (Vec::with_capacity(n), vec![0], Vec::with_capacity(n));
         let (mut length, mut spaces) = (0, 0);
         for t in &words.tokens {
-            hashes.push(hash64(t.text.as_bytes()));
+            hashes.push(hash64(t.of(text).as_bytes()));
             length += t.chars as usize;
             chars.push(length);
             spaces += usize::from(!t.joined);
@@ -205,12 +217,13 @@ impl Grams {
 
 #[cfg(test)]
 mod tests {
+    use super::super::verdict;
     use super::*;
     use proptest::prelude::*;
 
     #[track_caller]
     fn check(text: &str, expect: Option<&str>) {
-        let drop = Repetition(RepetitionConfig::default()).judge(&mut Candidate::new(text, ""));
+        let drop = verdict(&Repetition(RepetitionConfig::default()), &mut Candidate::new(text, ""));
         assert_eq!(drop.as_ref().map(|d| d.rule.as_str()), expect, "{text:?} → {drop:?}");
     }
 
@@ -269,7 +282,7 @@ mod tests {
         #[test]
         fn hashed_ngrams_equal_the_definition(text in "([abé]{1,2} ){0,40}") {
             let words: Vec<&str> = text.split_whitespace().collect();
-            let grams = Grams::new(&Words::split(&text));
+            let grams = Grams::new(&text, &Words::split(&text));
             for n in 2..=5 {
                 prop_assert_eq!(grams.top(n, 1), slow::top(&words, n));
                 prop_assert_eq!(grams.repeated(n), slow::repeated(&words, n));

@@ -52,6 +52,20 @@ enum DataCommand {
   intern data show runs/rust-docs --dropped --id rust-docs/std/index.html
   intern data show runs/tokens/train --tokenizer runs/tokenizer")]
     Show(ShowArgs),
+    /// Prints the verdicts of the Gopher, C4 and FineWeb filters on a JSONL file, in datatrove's words.
+    ///
+    /// One JSON line per filter and document: id, filter, keep, reason, and the text where the
+    /// filter changed it. Times go to standard error.
+    #[command(after_help = "Examples:
+  intern data verdicts documents.jsonl > verdicts.jsonl
+  intern data verdicts documents.jsonl --words whitespace")]
+    Verdicts(super::data_compare::VerdictsArgs),
+    /// Prints the main text of web pages.
+    #[command(after_help = "Examples:
+  intern data extract page.html
+  intern data extract pages/ --mode recall --json > texts.jsonl
+  intern data extract 'crawl/**/*.html' --mode precision --markdown")]
+    Extract(super::data_compare::ExtractArgs),
 }
 
 #[derive(Args)]
@@ -137,6 +151,8 @@ pub fn run(args: DataArgs) -> Result<()> {
         }),
         DataCommand::Synth(args) => run_synth(&args),
         DataCommand::Show(args) => run_show(args),
+        DataCommand::Verdicts(args) => super::data_compare::verdicts(&args),
+        DataCommand::Extract(args) => super::data_compare::extract(&args),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod data;
+mod data_compare;
 pub mod eval;
 pub mod help;
 pub mod run;

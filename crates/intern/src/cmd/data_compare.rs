@@ -1,0 +1,101 @@
+//! `intern data verdicts` and `intern data extract`: one step of the pipeline on its own,
+//! printed, for comparing with other tools.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use intern_data::extract::{self, ExtractConfig, Format, Mode};
+use intern_data::verdicts;
+use intern_data::words::Splitter;
+use serde_json::json;
+
+#[derive(Args)]
+pub struct VerdictsArgs {
+    /// JSON lines with `id` and `text`.
+    file: PathBuf,
+    /// How words are found.
+    #[arg(long, value_enum, default_value = "default")]
+    words: WordsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WordsArg {
+    /// Whitespace only.
+    Whitespace,
+    /// spaCy's English rules, as datatrove uses them by default.
+    Default,
+}
+
+#[derive(Args)]
+pub struct ExtractArgs {
+    /// HTML files, directories of them, or patterns.
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// What to do with text that may or may not be main text.
+    #[arg(long, value_enum, default_value = "balanced")]
+    mode: ModeArg,
+    /// Writes Markdown instead of plain text.
+    #[arg(long)]
+    markdown: bool,
+    /// Print one JSON line per page: path, title, author, date, language, url, text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    /// Leave it out.
+    Precision,
+    /// Decide by what is likely.
+    Balanced,
+    /// Keep it.
+    Recall,
+}
+
+/// Runs `intern data verdicts`.
+///
+/// # Errors
+/// If the file is unreadable or standard output closed.
+pub fn verdicts(args: &VerdictsArgs) -> Result<()> {
+    let words = match args.words {
+        WordsArg::Whitespace => Splitter::Whitespace,
+        WordsArg::Default => Splitter::English,
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let timings = verdicts::run(&args.file, words, &mut out)?;
+    out.flush()?;
+    for timing in timings {
+        eprintln!("{}", serde_json::to_string(&timing)?);
+    }
+    Ok(())
+}
+
+/// Runs `intern data extract`.
+///
+/// # Errors
+/// If a path is missing, a page unreadable or standard output closed.
+pub fn extract(args: &ExtractArgs) -> Result<()> {
+    let config = ExtractConfig {
+        mode: match args.mode {
+            ModeArg::Precision => Mode::Precision,
+            ModeArg::Balanced => Mode::Balanced,
+            ModeArg::Recall => Mode::Recall,
+        },
+        format: if args.markdown { Format::Markdown } else { Format::Text },
+        ..ExtractConfig::default()
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    extract::files(&args.paths, &config, |path, encoding, page| {
+        if !args.json {
+            return Ok(writeln!(out, "{}", page.text)?);
+        }
+        let line = json!({
+            "path": path, "title": page.title, "author": page.author, "date": page.date, "lang": page.lang,
+            "url": page.canonical, "encoding": encoding, "truncated": page.truncated, "text": page.text,
+        });
+        Ok(writeln!(out, "{line}")?)
+    })?;
+    Ok(out.flush()?)
+}

@@ -7,13 +7,17 @@
 //!
 //! Legend: `H` query heads, `G` key/value heads, `D` head width, `S` block size.
 
+use std::array::from_fn;
+use std::cell::Cell;
+use std::ops::Range;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
-use rayon::prelude::*;
 
 use crate::multiversion;
 use crate::ops::softmax;
+use crate::pool::{Pool, Shareable};
 
 /// Sizes shared by all rows.
 #[derive(Clone, Copy, Debug)]
@@ -93,26 +97,49 @@ impl KvElement for f16 {
     }
 }
 
-/// Stores key and value of head `head` for one position.
+/// One token whose key and value are to be stored.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRow<'a> {
+    /// Holds the G keys and values somewhere, see `offsets` of [`store`].
+    pub kv: &'a [f32],
+    /// Blocks of the sequence; covers `position`.
+    pub table: &'a [u32],
+    /// Index in the sequence.
+    pub position: usize,
+}
+
+/// Stores keys and values of new positions; `keys` and `values` are the whole layer's cache.
 ///
-/// `keys` and `values` are the whole layer's cache, `k` and `v` have D elements.
+/// Key of head `g` of a row is `kv[offsets.0[g]..][..D]`, its value `kv[offsets.1[g]..][..D]`.
 pub fn store<T: KvElement>(
+    pool: &Pool,
     shape: &Shape,
-    keys: &mut [T],
-    values: &mut [T],
-    table: &[u32],
-    position: usize,
-    head: usize,
-    (k, v): (&[f32], &[f32]),
+    (keys, values): (&mut [T], &mut [T]),
+    rows: &[NewRow],
+    offsets: (&[usize], &[usize]),
 ) {
-    let (d, s) = (shape.head_dim, shape.block_size);
-    let base = table[position / s] as usize * shape.block_len() + head * d * s;
-    let slot = position % s;
-    for (i, &x) in k.iter().enumerate() {
-        keys[base + i * s + slot] = T::from_f32(x);
-    }
-    for (stored, &x) in values[base + slot * d..][..d].iter_mut().zip(v) {
-        *stored = T::from_f32(x);
+    let (d, s, len) = (shape.head_dim, shape.block_size, shape.block_len());
+    let blocks = keys.len().min(values.len()) / len;
+    assert!(rows.iter().all(|r| (r.table[r.position / s] as usize) < blocks), "blocks lie in the cache");
+    let (keys, values) = (Shareable(keys.as_mut_ptr()), Shareable(values.as_mut_ptr()));
+    let one = |head: usize| {
+        for row in rows {
+            let (block, slot) = (row.table[row.position / s] as usize, row.position % s);
+            let base = block * len + head * d * s;
+            let (k, v) = (&row.kv[offsets.0[head]..][..d], &row.kv[offsets.1[head]..][..d]);
+            for i in 0..d {
+                // SAFETY: inside the block, which is inside the cache; heads do not share elements.
+                unsafe {
+                    *keys.get().add(base + i * s + slot) = T::from_f32(k[i]);
+                    *values.get().add(base + slot * d + i) = T::from_f32(v[i]);
+                }
+            }
+        }
+    };
+    if rows.len() < 8 {
+        (0..shape.num_kv_heads).for_each(one);
+    } else {
+        pool.run(shape.num_kv_heads, one);
     }
 }
 
@@ -121,127 +148,245 @@ const SERIAL_MACS: usize = 100_000;
 
 /// Attention of every row; `out` is `(rows, H * D)`.
 ///
-/// Query head `h` of a row is `q[offsets[h]..][..D]`.
+/// Query head `h` of a row is `q[offsets[h]..][..D]`. Neighbouring rows of one sequence share
+/// each block they read.
 pub fn attention<T: KvElement>(
+    pool: &Pool,
     shape: &Shape,
-    keys: &[T],
-    values: &[T],
+    (keys, values): (&[T], &[T]),
     rows: &[Row],
     offsets: &[usize],
     out: &mut [f32],
 ) {
-    let (d, groups) = (shape.head_dim, shape.num_kv_heads);
+    let (d, groups, width) = (shape.head_dim, shape.num_kv_heads, shape.num_heads * shape.head_dim);
     let per_group = shape.num_heads / groups;
-    assert_eq!(out.len(), rows.len() * shape.num_heads * d, "out is (rows, H * D)");
-    let one = |(i, out): (usize, &mut [f32])| {
-        let (row, group) = (&rows[i / groups], i % groups);
-        group_attention(shape, keys, values, row, &offsets[group * per_group..][..per_group], group, out);
+    assert_eq!(out.len(), rows.len() * width, "out is (rows, H * D)");
+    // Tiles of rows of one sequence, at most as many queries as registers hold.
+    let most = (tile_queries() / per_group).max(1);
+    let mut tiles: Vec<&[Row]> = Vec::new();
+    let mut rest = rows;
+    while let Some(first) = rest.first() {
+        let same = |r: &&Row| std::ptr::eq(r.table, first.table);
+        let (tile, next) = rest.split_at(rest.iter().take(most).take_while(same).count());
+        tiles.push(tile);
+        rest = next;
+    }
+    let starts: Vec<usize> = tiles
+        .iter()
+        .scan(0, |at, tile| {
+            *at += tile.len();
+            Some(*at - tile.len())
+        })
+        .collect();
+    let out = Shareable(out.as_mut_ptr());
+    let one = |i: usize| {
+        let (tile, group) = (i / groups, i % groups);
+        let heads = &offsets[group * per_group..][..per_group];
+        let mut scratch = SCRATCH.take();
+        tile_attention(shape, (keys, values), tiles[tile], heads, group, &mut scratch);
+        for (r, attended) in scratch.attended.chunks_exact(per_group * d).enumerate() {
+            let at = (starts[tile] + r) * width + group * per_group * d;
+            // SAFETY: tiles do not share rows, groups do not share columns, all in `out`.
+            unsafe { std::slice::from_raw_parts_mut(out.get().add(at), per_group * d) }
+                .copy_from_slice(attended);
+        }
+        SCRATCH.set(scratch);
     };
     let visible = |r: &Row| r.position + 1 - shape.first_visible(r.position);
-    let macs = 2 * shape.num_heads * d * rows.iter().map(visible).sum::<usize>();
-    if macs < SERIAL_MACS || rayon::current_num_threads() == 1 {
-        out.chunks_exact_mut(per_group * d).enumerate().for_each(one);
+    let macs = 2 * width * rows.iter().map(visible).sum::<usize>();
+    if macs < SERIAL_MACS {
+        (0..tiles.len() * groups).for_each(one);
     } else {
-        out.par_chunks_exact_mut(per_group * d).enumerate().for_each(one);
+        pool.run(tiles.len() * groups, one);
     }
 }
 
-/// The query heads of one key/value head; `out` is `(H / G, D)`.
-fn group_attention<T: KvElement>(
+/// Queries computed together: one accumulator register each, and enough to keep them busy.
+fn tile_queries() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        return 8;
+    }
+    4
+}
+
+/// Working memory of one thread, kept from call to call.
+#[derive(Default)]
+struct Scratch {
+    /// (queries, padded positions)
+    scores: Vec<f32>,
+    /// (queries, D)
+    attended: Vec<f32>,
+    /// A widened block.
+    block: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// The query heads of one key/value head for rows of one sequence: `scratch.attended` becomes
+/// `(rows, H / G, D)`.
+fn tile_attention<T: KvElement>(
     shape: &Shape,
-    keys: &[T],
-    values: &[T],
-    row: &Row,
-    offsets: &[usize],
+    (keys, values): (&[T], &[T]),
+    rows: &[Row],
+    heads: &[usize],
     group: usize,
-    out: &mut [f32],
+    scratch: &mut Scratch,
 ) {
     let (d, s) = (shape.head_dim, shape.block_size);
-    let first = shape.first_visible(row.position);
-    let (first_block, last_block) = (first / s, row.position / s);
-    let skip = first - first_block * s;
-    let visible = row.position + 1 - first;
+    let Scratch { scores, attended, block } = scratch;
+    let table = rows[0].table;
+    let first = rows.iter().map(|r| shape.first_visible(r.position)).min().unwrap_or(0);
+    let last = rows.iter().map(|r| r.position).max().unwrap_or(0);
+    let (first_block, last_block) = (first / s, last / s);
     let padded = (last_block - first_block + 1) * s;
-    let block_of = |b: usize| {
-        let base = row.table[b] as usize * shape.block_len() + group * d * s;
+    let span = |b: usize| {
+        let base = table[b] as usize * shape.block_len() + group * d * s;
         base..base + d * s
     };
 
-    let mut scratch = Vec::new();
-    let mut scores = vec![0.0f32; offsets.len() * padded]; // (H / G, blocks * S)
+    let queries = rows.len() * heads.len();
+    let q = |i: usize| &rows[i / heads.len()].q[heads[i % heads.len()]..][..d];
+    scores.resize(queries * padded, 0.0);
     for b in first_block..=last_block {
-        let k = T::widen(&keys[block_of(b)], &mut scratch); // (D, S)
-        for (h, &offset) in offsets.iter().enumerate() {
-            let at = h * padded + (b - first_block) * s;
-            score_block(&row.q[offset..offset + d], k, shape.scale, &mut scores[at..at + s]);
-        }
+        let k = T::widen(&keys[span(b)], block); // (D, S)
+        let at = (b - first_block) * s;
+        in_tiles(queries, |i, n| match n {
+            1 => score_1([q(i)], k, shape.scale, &mut scores[i * padded + at..], padded),
+            2 => score_2([q(i), q(i + 1)], k, shape.scale, &mut scores[i * padded + at..], padded),
+            4 => score_4(from_fn(|j| q(i + j)), k, shape.scale, &mut scores[i * padded + at..], padded),
+            _ => score_8(from_fn(|j| q(i + j)), k, shape.scale, &mut scores[i * padded + at..], padded),
+        });
     }
-    for scores in scores.chunks_exact_mut(padded) {
-        softmax(&mut scores[skip..skip + visible]);
+    // What row `i / H * G` sees, counted from the first block's start.
+    let visible = |i: usize| {
+        let position = rows[i / heads.len()].position;
+        shape.first_visible(position) - first_block * s..position + 1 - first_block * s
+    };
+    for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
+        softmax(&mut scores[visible(i)]);
     }
-    out.fill(0.0);
+    attended.clear();
+    attended.resize(queries * d, 0.0);
     for b in first_block..=last_block {
-        let v = T::widen(&values[block_of(b)], &mut scratch); // (S, D)
-        // Slots of this block that are visible.
-        let from = if b == first_block { skip } else { 0 };
-        let to = if b == last_block { row.position % s + 1 } else { s };
-        for (h, out) in out.chunks_exact_mut(d).enumerate() {
-            let at = h * padded + (b - first_block) * s;
-            weigh_block(&scores[at + from..at + to], &v[from * d..to * d], out);
-        }
+        let v = T::widen(&values[span(b)], block); // (S, D)
+        let at = (b - first_block) * s;
+        // The part of this block that query `i` sees.
+        let part = |i: usize| {
+            let seen = visible(i);
+            seen.start.clamp(at, at + s) - at..seen.end.clamp(at, at + s) - at
+        };
+        in_tiles(queries, |i, n| {
+            let same = part(i);
+            let (p, out) = (&scores[i * padded + at..], &mut attended[i * d..(i + n) * d]);
+            if (i..i + n).all(|i| part(i) == same) {
+                match n {
+                    1 => weigh_1(p, padded, same, v, out),
+                    2 => weigh_2(p, padded, same, v, out),
+                    4 => weigh_4(p, padded, same, v, out),
+                    _ => weigh_8(p, padded, same, v, out),
+                }
+            } else {
+                for j in 0..n {
+                    weigh_1(&p[j * padded..], padded, part(i + j), v, &mut out[j * d..][..d]);
+                }
+            }
+        });
+    }
+}
+
+/// Calls `f(start, n)` for runs of 8, 4, 2 or 1 that cover `0..count`.
+fn in_tiles(count: usize, mut f: impl FnMut(usize, usize)) {
+    let mut start = 0;
+    while start < count {
+        let n = [8, 4, 2, 1].into_iter().find(|n| start + n <= count).expect("one always fits");
+        f(start, n);
+        start += n;
     }
 }
 
 /// Lanes that stay in registers while a loop runs over the other dimension.
 const LANES: usize = 16;
 
-multiversion! {
-    /// `scores[j] = scale * Σ_i q[i] k[i, j]` for one block of keys `(D, S)`.
-    fn score_block(q: &[f32], k: &[f32], scale: f32, scores: &mut [f32]) {
-        let s = scores.len();
-        let mut at = 0;
-        while at + LANES <= s {
-            let mut lanes = [0.0f32; LANES];
-            for (q, k) in q.iter().zip(k.chunks_exact(s)) {
-                let k = &k[at..at + LANES];
-                for l in 0..LANES {
-                    lanes[l] = q.mul_add(k[l], lanes[l]);
+/// The two products for a fixed number of queries. An element is the same chain of
+/// multiply-adds for each of them.
+macro_rules! tile_kernels {
+    ($score:ident, $weigh:ident, $n:literal) => {
+        multiversion! {
+            /// `scores[q][j] = scale * Σ_i q[i] k[i, j]` for one block of keys `(D, S)`; the scores
+            /// of a query are `stride` apart.
+            fn $score(q: [&[f32]; $n], k: &[f32], scale: f32, scores: &mut [f32], stride: usize) {
+                let d = q[0].len();
+                let s = k.len() / d;
+                let mut at = 0;
+                while at + LANES <= s {
+                    let mut lanes = [[0.0f32; LANES]; $n];
+                    for i in 0..d {
+                        let k: &[f32; LANES] = k[i * s + at..][..LANES].try_into().expect("as many lanes");
+                        for n in 0..$n {
+                            let q = q[n][i];
+                            for l in 0..LANES {
+                                lanes[n][l] = q.mul_add(k[l], lanes[n][l]);
+                            }
+                        }
+                    }
+                    for n in 0..$n {
+                        for l in 0..LANES {
+                            scores[n * stride + at + l] = scale * lanes[n][l];
+                        }
+                    }
+                    at += LANES;
+                }
+                for j in at..s {
+                    for n in 0..$n {
+                        let dot = (0..d).fold(0.0f32, |sum, i| q[n][i].mul_add(k[i * s + j], sum));
+                        scores[n * stride + j] = scale * dot;
+                    }
                 }
             }
-            for l in 0..LANES {
-                scores[at + l] = scale * lanes[l];
+        }
+        multiversion! {
+            /// `out[q, i] += Σ_j p[q][j] v[j, i]` over slots `part` of one block `(S, D)`.
+            fn $weigh(p: &[f32], stride: usize, part: Range<usize>, v: &[f32], out: &mut [f32]) {
+                let d = out.len() / $n;
+                let mut at = 0;
+                while at + LANES <= d {
+                    let mut lanes = [[0.0f32; LANES]; $n];
+                    for n in 0..$n {
+                        lanes[n].copy_from_slice(&out[n * d + at..][..LANES]);
+                    }
+                    for j in part.clone() {
+                        let v: &[f32; LANES] = v[j * d + at..][..LANES].try_into().expect("as many lanes");
+                        for n in 0..$n {
+                            let p = p[n * stride + j];
+                            for l in 0..LANES {
+                                lanes[n][l] = p.mul_add(v[l], lanes[n][l]);
+                            }
+                        }
+                    }
+                    for n in 0..$n {
+                        out[n * d + at..][..LANES].copy_from_slice(&lanes[n]);
+                    }
+                    at += LANES;
+                }
+                for i in at..d {
+                    for n in 0..$n {
+                        let sum = out[n * d + i];
+                        out[n * d + i] =
+                            part.clone().fold(sum, |sum, j| p[n * stride + j].mul_add(v[j * d + i], sum));
+                    }
+                }
             }
-            at += LANES;
         }
-        for j in at..s {
-            let dot = q.iter().zip(k.chunks_exact(s)).fold(0.0f32, |sum, (q, k)| q.mul_add(k[j], sum));
-            scores[j] = scale * dot;
-        }
-    }
+    };
 }
 
-multiversion! {
-    /// `out[i] += Σ_j p[j] v[j, i]` for the visible values of one block `(S, D)`.
-    fn weigh_block(p: &[f32], v: &[f32], out: &mut [f32]) {
-        let d = out.len();
-        let mut at = 0;
-        while at + LANES <= d {
-            let mut lanes = [0.0f32; LANES];
-            lanes.copy_from_slice(&out[at..at + LANES]);
-            for (p, v) in p.iter().zip(v.chunks_exact(d)) {
-                let v = &v[at..at + LANES];
-                for l in 0..LANES {
-                    lanes[l] = p.mul_add(v[l], lanes[l]);
-                }
-            }
-            out[at..at + LANES].copy_from_slice(&lanes);
-            at += LANES;
-        }
-        for i in at..d {
-            out[i] = p.iter().zip(v.chunks_exact(d)).fold(out[i], |sum, (p, v)| p.mul_add(v[i], sum));
-        }
-    }
-}
+tile_kernels!(score_1, weigh_1, 1);
+tile_kernels!(score_2, weigh_2, 2);
+tile_kernels!(score_4, weigh_4, 4);
+tile_kernels!(score_8, weigh_8, 8);
 
 /// The plain version over unpaged keys and values `(T, G, D)` of one sequence, in f64.
 ///
@@ -285,17 +430,19 @@ mod tests {
         let table: Vec<u32> = (0..blocks as u32).rev().map(|b| 2 * b + 1).collect();
         let size = 2 * blocks * shape.block_len();
         let (mut keys, mut values) = (T::zeros(size), T::zeros(size));
-        for position in 0..t {
-            for head in 0..g {
-                let at = (position * g + head) * d..(position * g + head + 1) * d;
-                store(&shape, &mut keys, &mut values, &table, position, head, (&k[at.clone()], &v[at]));
-            }
-        }
+        let pool = Pool::new(2).unwrap();
+        // A row of keys, then its values.
+        let kv: Vec<Vec<f32>> =
+            k.chunks_exact(g * d).zip(v.chunks_exact(g * d)).map(|(k, v)| [k, v].concat()).collect();
+        let new: Vec<NewRow> =
+            kv.iter().enumerate().map(|(position, kv)| NewRow { kv, table: &table, position }).collect();
+        let at: Vec<usize> = (0..2 * g).map(|i| i * d).collect();
+        store(&pool, &shape, (&mut keys, &mut values), &new, (&at[..g], &at[g..]));
         let offsets: Vec<usize> = (0..h).map(|i| i * d).collect();
         let row = |position: usize| Row { q: &q[position * h * d..][..h * d], table: &table, position };
         let rows: Vec<Row> = (0..t).map(row).collect();
         let mut out = vec![0.0; t * h * d];
-        attention(&shape, &keys, &values, &rows, &offsets, &mut out);
+        attention(&pool, &shape, (&keys, &values), &rows, &offsets, &mut out);
         for position in 0..t {
             let got = &out[position * h * d..][..h * d];
             let want = reference(&shape, rows[position].q, &k, &v, position);
@@ -303,7 +450,7 @@ mod tests {
                 assert!((a - b).abs() < tolerance, "{shape:?} t={t} position {position}: {a} {b}");
             }
             let mut alone = vec![0.0; h * d];
-            attention(&shape, &keys, &values, &rows[position..=position], &offsets, &mut alone);
+            attention(&pool, &shape, (&keys, &values), &rows[position..=position], &offsets, &mut alone);
             assert!(alone == got, "position {position} differs alone");
         }
     }

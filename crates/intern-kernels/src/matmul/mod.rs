@@ -1,9 +1,10 @@
-//! `y = x · Wᵀ` for every weight format, with f32 activations and sums.
+//! `y = x · Wᵀ` for every weight format: integers for [`Packed`] weights, f32 for the others.
 //!
-//! Weights stay in their stored form and are decoded on the way: into registers for a few
+//! The latter stay in their stored form and are decoded on the way: into registers for a few
 //! rows of `x`, into a small panel in L2 for many. One output element is always the same
 //! chain of multiply-adds over `k` in eight lanes, folded in one order, whatever the tile it
-//! falls into. So a row's result has the same bits alone or in a batch, on one thread or many.
+//! falls into. So a row's result has the same bits alone or in a batch, on one thread or many;
+//! `packed` keeps the same promise.
 //!
 //! Legend: `M` rows of `x`, `K` columns, `N` rows of `W`.
 
@@ -12,8 +13,9 @@
 mod avx2;
 mod plain;
 
-use rayon::prelude::*;
-
+use crate::packed::activations::Activations;
+use crate::packed::{self, InstructionSet, Packed};
+use crate::pool::Pool;
 use crate::quant::{self, BlockType};
 
 /// A stored matrix: `rows` rows of `cols` elements, whole blocks per row.
@@ -64,11 +66,48 @@ impl<'a> MatrixRef<'a> {
     }
 }
 
+/// Weights of a product.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    /// As stored; decoded on the way, multiplied in f32.
+    Stored(MatrixRef<'a>),
+    /// Repacked for the integer kernels.
+    Packed(&'a Packed),
+}
+
+impl Weight<'_> {
+    /// Output features, N.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Stored(w) => w.rows,
+            Self::Packed(w) => w.rows(),
+        }
+    }
+
+    /// Input features, K.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Stored(w) => w.cols,
+            Self::Packed(w) => w.cols(),
+        }
+    }
+
+    /// Rows that stay together.
+    fn unit(&self) -> usize {
+        match self {
+            Self::Stored(_) => PANEL_ROWS,
+            Self::Packed(_) => packed::GROUP,
+        }
+    }
+}
+
 /// A matrix and the output column its first row writes to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Part<'a> {
     /// The weights.
-    pub weight: MatrixRef<'a>,
+    pub weight: Weight<'a>,
     /// Offset in an output row.
     pub column: usize,
 }
@@ -76,51 +115,78 @@ pub struct Part<'a> {
 /// Work (multiply-adds) below which a second thread costs more than it brings.
 const SERIAL_MACS: usize = 200_000;
 /// Work one task should have at least.
-const TASK_MACS: usize = 100_000;
+const TASK_MACS: usize = 200_000;
 /// Rows of a task's panel; K of them fit L2.
 pub(crate) const PANEL_ROWS: usize = 16;
 
 /// `out[:, part.column..][..N] = x · part.weightᵀ` for every part.
 ///
 /// `x` is `(m, K)`; `out` is `(m, stride)`. Parts share `x` and one parallel region, and must
-/// not overlap in `out`; columns no part covers keep their values. Panics when sizes do not fit.
-pub fn matmul(x: &[f32], m: usize, parts: &[Part], out: &mut [f32], stride: usize) {
-    let Some(k) = parts.first().map(|p| p.weight.cols) else { return };
+/// not overlap in `out`; columns no part covers keep their values. `scratch` keeps `x` as
+/// packed weights want it. Panics when sizes do not fit.
+pub fn matmul(
+    pool: &Pool,
+    x: &[f32],
+    m: usize,
+    parts: &[Part],
+    (out, stride): (&mut [f32], usize),
+    scratch: &mut Activations,
+) {
+    let Some(k) = parts.first().map(|p| p.weight.cols()) else { return };
     assert_eq!(x.len(), m * k, "x is ({m}, {k})");
     assert_eq!(out.len(), m * stride, "out is ({m}, {stride})");
-    let mut columns: Vec<_> = parts.iter().map(|p| (p.column, p.column + p.weight.rows)).collect();
-    columns.sort_unstable();
-    assert!(columns.windows(2).all(|w| w[0].1 <= w[1].0), "parts overlap in the output");
-    assert!(columns.iter().all(|c| c.1 <= stride), "a part exceeds the output row");
+    for (i, part) in parts.iter().enumerate() {
+        assert_eq!(part.weight.cols(), k, "parts share x");
+        let end = part.column + part.weight.rows();
+        assert!(end <= stride, "a part exceeds the output row");
+        let apart = |other: &Part| end <= other.column || other.column + other.weight.rows() <= part.column;
+        assert!(parts[..i].iter().all(apart), "parts overlap in the output");
+    }
     if m == 0 {
         return;
     }
+    if parts.iter().any(|p| matches!(p.weight, Weight::Packed(_))) {
+        scratch.quantize(pool, x, m, k);
+    }
 
     // Cut the rows of all parts into tasks; where they are cut changes no result.
-    let rows: usize = parts.iter().map(|p| p.weight.rows).sum();
-    let per_row = m * k;
-    let task_rows = match rows * per_row {
-        macs if macs < SERIAL_MACS || rayon::current_num_threads() == 1 => rows,
-        _ => (TASK_MACS / per_row.max(1)).next_multiple_of(PANEL_ROWS).max(PANEL_ROWS),
-    };
-    let mut tasks = Vec::with_capacity(rows / task_rows.max(1) + parts.len());
-    for part in parts {
-        assert_eq!(part.weight.cols, k, "parts share x");
-        let mut first = 0;
-        while first < part.weight.rows {
-            let last = part.weight.rows.min(first + task_rows);
-            tasks.push((*part, first, last));
-            first = last;
+    let rows: usize = parts.iter().map(|p| p.weight.rows()).sum();
+    let task_rows = match rows * m * k {
+        macs if macs < SERIAL_MACS || pool.threads() == 1 => usize::MAX / 2,
+        // Whole panels of both kinds, unless there is so little to do that it would not be shared.
+        _ => {
+            let wanted = TASK_MACS / (m * k).max(1);
+            let panel = if m > packed::EXACT_ROWS { 4 * PANEL_ROWS } else { PANEL_ROWS };
+            let fair = (rows / (2 * pool.threads())).max(1);
+            wanted.max(panel.min(fair)).next_multiple_of(PANEL_ROWS)
         }
-    }
-    let out = Output { ptr: out.as_mut_ptr(), stride };
-    // SAFETY: tasks cover disjoint columns inside `out`, which we hold exclusively; checked above.
-    let run = |&(part, first, last): &(Part, usize, usize)| unsafe { task(x, m, &part, first, last, &out) };
-    if tasks.len() == 1 || task_rows == rows {
-        tasks.iter().for_each(run);
-    } else {
-        tasks.par_iter().for_each(run);
-    }
+    };
+    let count = |part: &Part| part.weight.rows().div_ceil(task_rows);
+    let isa = InstructionSet::best();
+    let out = Output::new(out, stride);
+    let scratch = &*scratch;
+    pool.run(parts.iter().map(count).sum(), |mut i| {
+        let mut parts = parts.iter();
+        let part = loop {
+            let part = parts.next().expect("tasks are counted over the parts");
+            match i.checked_sub(count(part)) {
+                Some(rest) => i = rest,
+                None => break part,
+            }
+        };
+        let first = i * task_rows;
+        let last = part.weight.rows().min(first + task_rows);
+        // SAFETY: tasks cover disjoint columns inside `out`, which we hold exclusively; checked above.
+        unsafe {
+            match part.weight {
+                Weight::Stored(w) => task(x, m, (w, part.column), first, last, &out),
+                Weight::Packed(w) => {
+                    let unit = part.weight.unit();
+                    w.task(scratch, (first / unit, last.div_ceil(unit)), part.column, &out, isa);
+                }
+            }
+        }
+    });
 }
 
 /// Where tasks write: disjoint columns of one `(m, stride)` buffer.
@@ -133,6 +199,21 @@ pub(crate) struct Output {
 unsafe impl Sync for Output {}
 
 impl Output {
+    /// Rows of `stride` elements.
+    pub(crate) fn new(out: &mut [f32], stride: usize) -> Self {
+        Self { ptr: out.as_mut_ptr(), stride }
+    }
+
+    /// Element `(row, column)`.
+    ///
+    /// # Safety
+    /// As [`Output::set`].
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.ptr.add(row * self.stride + column) }
+    }
+
     /// Writes element `(row, column)`.
     ///
     /// # Safety
@@ -147,8 +228,9 @@ impl Output {
 /// Rows `first..last` of one part.
 ///
 /// # Safety
-/// Columns `part.column + first .. part.column + last` of `out` belong to the caller.
-unsafe fn task(x: &[f32], m: usize, part: &Part, first: usize, last: usize, out: &Output) {
+/// `part` is a matrix and the column its first row writes to; columns `first .. last` from there
+/// belong to the caller.
+unsafe fn task(x: &[f32], m: usize, part: (MatrixRef, usize), first: usize, last: usize, out: &Output) {
     #[cfg(target_arch = "x86_64")]
     if avx2::available() {
         // SAFETY: the processor has the instructions; the columns are ours.

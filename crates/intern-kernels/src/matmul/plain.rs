@@ -1,20 +1,27 @@
 //! The portable task: decode a row, then eight-lane sums LLVM may vectorize.
 
-use super::{Output, Part};
+use super::{MatrixRef, Output};
 
 /// Rows `first..last` of `part` for all `m` rows of `x`.
 ///
 /// # Safety
 /// As [`super::task`].
-pub(super) unsafe fn task(x: &[f32], m: usize, part: &Part, first: usize, last: usize, out: &Output) {
-    let k = part.weight.cols;
+pub(super) unsafe fn task(
+    x: &[f32],
+    m: usize,
+    (weight, column): (MatrixRef, usize),
+    first: usize,
+    last: usize,
+    out: &Output,
+) {
+    let k = weight.cols;
     let mut w = vec![0.0; k];
     for n in first..last {
-        part.weight.decode_row(n, &mut w);
+        weight.decode_row(n, &mut w);
         for row in 0..m {
             let value = dot(&w, &x[row * k..(row + 1) * k]);
             // SAFETY: promised by the caller.
-            unsafe { out.set(row, part.column + n, value) };
+            unsafe { out.set(row, column + n, value) };
         }
     }
 }

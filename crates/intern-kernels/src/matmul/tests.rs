@@ -28,11 +28,23 @@ fn weights(ty: BlockType, rows: usize, cols: usize) -> Vec<u8> {
     bytes
 }
 
+fn pool() -> Pool {
+    Pool::new(2).unwrap()
+}
+
+/// The product with stored weights.
+fn stored(pool: &Pool, x: &[f32], m: usize, w: MatrixRef) -> Vec<f32> {
+    let mut out = vec![0.0; m * w.rows()];
+    let parts = [Part { weight: Weight::Stored(w), column: 0 }];
+    matmul(pool, x, m, &parts, (&mut out, w.rows()), &mut Activations::default());
+    out
+}
+
 fn check(ty: BlockType, m: usize, n: usize, k: usize) {
     let (data, x) = (weights(ty, n, k), random(m * k, 7));
     let w = MatrixRef::new(ty, n, k, &data);
-    let mut out = vec![0.0; m * n];
-    matmul(&x, m, &[Part { weight: w, column: 0 }], &mut out, n);
+    let pool = pool();
+    let out = stored(&pool, &x, m, w);
     let want = reference(&x, m, w);
     let size = (k as f32).sqrt();
     for (i, (a, b)) in out.iter().zip(&want).enumerate() {
@@ -44,8 +56,7 @@ fn check(ty: BlockType, m: usize, n: usize, k: usize) {
     }
     // One row at a time: the same bits.
     for row in 0..m {
-        let mut alone = vec![0.0; n];
-        matmul(&x[row * k..(row + 1) * k], 1, &[Part { weight: w, column: 0 }], &mut alone, n);
+        let alone = stored(&pool, &x[row * k..(row + 1) * k], 1, w);
         assert!(
             alone == out[row * n..(row + 1) * n],
             "{} m={m} n={n} k={k}: row {row} differs alone",
@@ -80,27 +91,43 @@ fn thread_count_changes_no_bit() {
     let (n, k, m) = (512, 256, 9);
     let (data, x) = (weights(BlockType::Q4K, n, k), random(m * k, 9));
     let w = MatrixRef::new(BlockType::Q4K, n, k, &data);
-    let run = |threads: usize| {
-        let mut out = vec![0.0; m * n];
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| matmul(&x, m, &[Part { weight: w, column: 0 }], &mut out, n));
+    let packed = Packed::new(&pool(), w).unwrap();
+    let run = |threads: usize, weight: Weight| {
+        let (mut out, pool) = (vec![0.0; m * n], Pool::new(threads).unwrap());
+        let parts = [Part { weight, column: 0 }];
+        matmul(&pool, &x, m, &parts, (&mut out, n), &mut Activations::default());
         out
     };
-    assert!(run(1) == run(2) && run(1) == run(3));
+    for weight in [Weight::Stored(w), Weight::Packed(&packed)] {
+        assert!(run(1, weight) == run(2, weight) && run(1, weight) == run(3, weight));
+    }
 }
 
 #[test]
 fn parts_write_their_own_columns() {
-    let (a, b) = (weights(BlockType::F32, 3, 64), weights(BlockType::Q8_0, 5, 64));
-    let (a, b) = (MatrixRef::new(BlockType::F32, 3, 64, &a), MatrixRef::new(BlockType::Q8_0, 5, 64, &b));
-    let x = random(2 * 64, 11);
-    let mut out = vec![-1.0; 2 * 10];
-    matmul(&x, 2, &[Part { weight: b, column: 4 }, Part { weight: a, column: 0 }], &mut out, 10);
-    let (want_a, want_b) = (reference(&x, 2, a), reference(&x, 2, b));
+    let (a, b, c) =
+        (weights(BlockType::F32, 3, 64), weights(BlockType::Q8_0, 5, 64), weights(BlockType::Q4_0, 40, 64));
+    let a = MatrixRef::new(BlockType::F32, 3, 64, &a);
+    let b = MatrixRef::new(BlockType::Q8_0, 5, 64, &b);
+    let c = MatrixRef::new(BlockType::Q4_0, 40, 64, &c);
+    let (x, pool) = (random(2 * 64, 11), pool());
+    let packed = Packed::new(&pool, c).unwrap();
+    let mut out = vec![-1.0; 2 * 51];
+    let parts = [
+        Part { weight: Weight::Stored(b), column: 4 },
+        Part { weight: Weight::Stored(a), column: 0 },
+        Part { weight: Weight::Packed(&packed), column: 10 },
+    ];
+    matmul(&pool, &x, 2, &parts, (&mut out, 51), &mut Activations::default());
+    let wants =
+        [(0, reference(&x, 2, a), 1e-4), (4, reference(&x, 2, b), 1e-4), (10, reference(&x, 2, c), 0.2)];
     for row in 0..2 {
-        let out = &out[row * 10..(row + 1) * 10];
-        assert!(out[..3].iter().zip(&want_a[row * 3..]).all(|(x, y)| (x - y).abs() < 1e-4));
-        assert!(out[4..9].iter().zip(&want_b[row * 5..]).all(|(x, y)| (x - y).abs() < 1e-4));
-        assert!(out[3] == -1.0 && out[9] == -1.0);
+        let out = &out[row * 51..(row + 1) * 51];
+        for (column, want, tolerance) in &wants {
+            let n = want.len() / 2;
+            let pairs = out[*column..].iter().zip(&want[row * n..(row + 1) * n]);
+            pairs.for_each(|(x, y)| assert!((x - y).abs() < *tolerance, "{column}: {x} {y}"));
+        }
+        assert!([3, 9, 50].iter().all(|&i| out[i] == -1.0));
     }
 }

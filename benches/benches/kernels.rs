@@ -6,8 +6,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use intern_kernels::matmul::{MatrixRef, Part, matmul, reference};
+use intern_kernels::matmul::{MatrixRef, Part, Weight, matmul, reference};
+use intern_kernels::packed::activations::Activations;
+use intern_kernels::packed::{InstructionSet, Packed};
 use intern_kernels::paged::{self, Row, Shape};
+use intern_kernels::pool::Pool;
 use intern_kernels::quant::{BlockType, dequantize, quantize};
 use intern_kernels::rng::Rng;
 use intern_kernels::{ops, sampling};
@@ -77,25 +80,38 @@ fn matmuls(wanted: impl Fn(&str) -> bool, (read, peak): (f64, f64)) {
             quantize(ty, &weights, &mut bytes);
         }
         let small = MatrixRef::new(ty, 64, k, &bytes[..64 * ty.row_bytes(k)]);
-        let x = random(64 * k);
+        let x = random(k);
         let seconds = best(|| {
-            black_box(reference(&x[..k], 1, small));
+            black_box(reference(&x, 1, small));
         });
         println!("matmul {:5} reference m=1     {:8.2} GMAC/s", ty.name(), (64 * k) as f64 / seconds / 1e9);
-        for m in [1, 2, 3, 4, 8, 64] {
-            // Calls short enough that some of them run undisturbed on a busy machine.
-            let n = (n / 2 / m).max(512);
-            let bytes = &bytes[..n * ty.row_bytes(k)];
-            let mut out = vec![0.0; m * n];
-            let parts = [Part { weight: MatrixRef::new(ty, n, k, bytes), column: 0 }];
-            let seconds = best(|| matmul(black_box(&x[..m * k]), m, &parts, &mut out, n));
-            let (gmac, gb) = ((m * n * k) as f64 / seconds / 1e9, bytes.len() as f64 / seconds / 1e9);
-            let share = 100.0 * gb / read;
-            let of_peak = 100.0 * gmac / peak;
-            println!(
-                "matmul {:5} m={m:<3}            {gmac:8.2} GMAC/s ({of_peak:3.0} %)  {gb:6.2} GB/s ({share:3.0} %)",
-                ty.name()
-            );
+        let pool = Pool::new(1).expect("one thread");
+        let sets = match Packed::supports(ty, k) {
+            true => InstructionSet::available()[1..].to_vec(),
+            false => vec![InstructionSet::best()],
+        };
+        for isa in sets {
+            for m in [1, 2, 3, 4, 8, 64, 512] {
+                // Calls short enough that some of them run undisturbed on a busy machine, but
+                // for few rows more bytes than the last-level cache holds.
+                let n = if m <= 4 { 4 * n } else { (n / 2 / m).max(512) };
+                let bytes = bytes.repeat(n.div_ceil(bytes.len() / ty.row_bytes(k)));
+                let bytes = &bytes[..n * ty.row_bytes(k)];
+                let mut out = vec![0.0; m * n];
+                let stored = MatrixRef::new(ty, n, k, bytes);
+                let packed = Packed::new(&pool, stored);
+                let weight = packed.as_ref().map_or(Weight::Stored(stored), Weight::Packed);
+                let (x, mut scratch) = (random(m * k), Activations::new(isa));
+                let parts = [Part { weight, column: 0 }];
+                let seconds = best(|| matmul(&pool, black_box(&x), m, &parts, (&mut out, n), &mut scratch));
+                let (gmac, gb) = ((m * n * k) as f64 / seconds / 1e9, bytes.len() as f64 / seconds / 1e9);
+                let share = 100.0 * gb / read;
+                let of_peak = 100.0 * gmac / peak;
+                println!(
+                    "matmul {:5} {isa:?} m={m:<3}     {gmac:8.2} GMAC/s ({of_peak:3.0} % of f32)  {gb:6.2} GB/s ({share:3.0} %)",
+                    ty.name()
+                );
+            }
         }
     }
 }
@@ -115,7 +131,7 @@ fn codecs(wanted: impl Fn(&str) -> bool) {
 }
 
 fn attention(wanted: impl Fn(&str) -> bool) {
-    for t in [128, 2048] {
+    for (t, rows) in [(128, 1), (2048, 1), (512, 256)] {
         if !wanted(&format!("attention {t}")) {
             continue;
         }
@@ -125,13 +141,19 @@ fn attention(wanted: impl Fn(&str) -> bool) {
         let cache = random(table.len() * shape.block_len());
         let q = random(shape.num_heads * shape.head_dim);
         let offsets: Vec<usize> = (0..shape.num_heads).map(|h| h * shape.head_dim).collect();
-        let rows = [Row { q: &q, table: &table, position: t - 1 }];
-        let mut out = vec![0.0; q.len()];
-        let seconds = best(|| paged::attention(&shape, black_box(&cache), &cache, &rows, &offsets, &mut out));
-        let macs = 2 * t * shape.num_heads * shape.head_dim;
+        let row = |i: usize| Row { q: &q, table: &table, position: t - rows + i };
+        let rows: Vec<Row> = (0..rows).map(row).collect();
+        let mut out = vec![0.0; rows.len() * q.len()];
+        let pool = Pool::new(1).expect("one thread");
+        let seconds = best(|| {
+            let cache = (black_box(&cache[..]), &cache[..]);
+            paged::attention(&pool, &shape, cache, &rows, &offsets, &mut out);
+        });
+        let macs = 2 * (t * rows.len() - rows.len() * rows.len() / 2) * shape.num_heads * shape.head_dim;
         let bytes = 2 * t * shape.num_kv_heads * shape.head_dim * 4;
         println!(
-            "attention f32 t={t:<5}         {:8.2} GMAC/s  {:6.2} GB/s",
+            "attention f32 t={t:<5} rows={:<3} {:8.2} GMAC/s  {:6.2} GB/s",
+            rows.len(),
             macs as f64 / seconds / 1e9,
             bytes as f64 / seconds / 1e9
         );
@@ -169,13 +191,10 @@ fn main() {
     // Cargo passes `--bench`; anything else is a filter.
     let filter = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     let wanted = |name: &str| name.contains(&filter);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
-    pool.install(|| {
-        let limits = limits();
-        println!("limits of one core           {:8.2} GMAC/s  {:6.2} GB/s", limits.1, limits.0);
-        matmuls(wanted, limits);
-        codecs(wanted);
-        attention(wanted);
-        rows(wanted);
-    });
+    let limits = limits();
+    println!("limits of one core           {:8.2} GMAC/s  {:6.2} GB/s", limits.1, limits.0);
+    matmuls(wanted, limits);
+    codecs(wanted);
+    attention(wanted);
+    rows(wanted);
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::Gguf;
+use intern_kernels::pool::Pool;
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
 use intern_model::ModelConfig;
 use intern_tokenizer::Tokenizer;
@@ -39,10 +40,32 @@ pub struct EngineConfig {
     pub max_batch_tokens: usize,
     /// Memory for keys and values, in MiB. Only what is used is touched.
     pub kv_memory_mb: usize,
-    /// Keys and values as 16-bit floats: half the memory, three digits.
-    pub kv_f16: bool,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
     /// Longest prompt plus answer; the model's own limit if absent.
     pub max_context: Option<usize>,
+}
+
+/// How the cache keeps keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats: half the memory, three digits.
+    #[default]
+    F16,
+}
+
+impl KvType {
+    /// Bytes per element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
 }
 
 impl Default for EngineConfig {
@@ -53,7 +76,7 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_batch_tokens: 512,
             kv_memory_mb: 1024,
-            kv_f16: false,
+            kv_type: KvType::F16,
             max_context: None,
         }
     }
@@ -222,6 +245,7 @@ impl Engine {
     /// # Errors
     /// If files are missing or do not belong together; the message names them.
     pub fn load(model: &Path, adapter: Option<&Path>, config: &EngineConfig) -> Result<Self> {
+        let pool = Pool::new(config.threads).context("starting the engine's threads")?;
         if model.is_file() {
             ensure!(
                 adapter.is_none(),
@@ -231,17 +255,18 @@ impl Engine {
             );
             let gguf = Arc::new(Gguf::open(model)?);
             let tokenizer = Tokenizer::from_gguf(&gguf).with_context(|| model.display().to_string())?;
-            let (weights, facts) = gguf_model::load(&gguf)?;
+            let (weights, facts) = gguf_model::load(&gguf, &pool)?;
             let name = facts.name.unwrap_or_else(|| file_name(model));
-            return Self::start(weights, tokenizer, name, facts.eos_ids, config);
+            return Self::start(weights, pool, tokenizer, name, facts.eos_ids, config);
         }
         let (weights, facts) = load_checkpoint(model, adapter)?;
         let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
-        Self::start(weights, tokenizer, file_name(model), facts.eos_ids, config)
+        Self::start(weights, pool, tokenizer, file_name(model), facts.eos_ids, config)
     }
 
     fn start(
         weights: Weights,
+        pool: Pool,
         tokenizer: Tokenizer,
         name: String,
         mut eos_ids: Vec<u32>,
@@ -258,8 +283,8 @@ impl Engine {
             eos_ids = tokenizer.eos_id().into_iter().collect();
         }
         let model = weights.config.clone();
-        let element = if config.kv_f16 { 2 } else { 4 };
-        let per_position = 2 * model.num_layers * model.num_kv_heads * model.head_dim * element;
+        let per_position =
+            2 * model.num_layers * model.num_kv_heads * model.head_dim * config.kv_type.bytes();
         let mut max_context = config.max_context.unwrap_or(model.max_position_embeddings).max(1);
         let wanted = max_context.saturating_mul(config.max_num_seqs.max(1)).div_ceil(config.block_size);
         let affordable = (config.kv_memory_mb << 20) / (per_position * config.block_size);
@@ -274,16 +299,11 @@ impl Engine {
 
         let limits = Limits { max_context, vocab_size: model.vocab_size };
 
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
-            .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .context("starting the engine's threads")?;
         let blocks = BlockManager::new(num_blocks, config.block_size);
         let weight_bytes = weights.nbytes();
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
         let worker = Worker {
-            runner: Runner::new(weights, num_blocks, config.block_size, config.kv_f16),
+            runner: Runner::new(weights, pool, num_blocks, config.block_size, config.kv_type),
             scheduler: Scheduler::new(blocks, config.max_num_seqs, config.max_batch_tokens),
             tokenizer: tokenizer.clone(),
             eos_ids: eos_ids.clone(),
@@ -294,7 +314,7 @@ impl Engine {
         let (sender, receiver) = channel();
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || worker.run(&receiver, &pool))
+            .spawn(move || worker.run(&receiver))
             .context("starting the engine's thread")?;
         Ok(Self {
             inner: Arc::new(Inner {

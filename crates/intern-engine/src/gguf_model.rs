@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::{Array, GgmlType, Gguf, TensorInfo, Value};
+use intern_kernels::pool::Pool;
 use intern_kernels::quant::BlockType;
 use intern_model::{Architecture, ModelConfig, RopeScaling, rope_inv_freq};
 
-use crate::weights::{Bytes, HeadOffsets, Layer, Matrix, Weights};
+use crate::weights::{Bytes, HeadOffsets, Layer, Matrix, Stored, Weights};
 
 /// The kernels' type for a file's type, if we compute with it.
 pub(crate) fn block_type(ty: GgmlType) -> Option<BlockType> {
@@ -79,9 +80,10 @@ pub(crate) struct GgufFacts {
     pub name: Option<String>,
 }
 
-/// Reads the model of a GGUF file; matrices stay mapped.
-pub(crate) fn load(gguf: &Arc<Gguf>) -> Result<(Weights, GgufFacts)> {
-    let reader = Reader { gguf, path: gguf.path() };
+/// Reads the model of a GGUF file. Matrices the integer kernels know are packed and their pages
+/// given back one by one; the others and the embedding stay mapped.
+pub(crate) fn load(gguf: &Arc<Gguf>, pool: &Pool) -> Result<(Weights, GgufFacts)> {
+    let reader = Reader { gguf, path: gguf.path(), pool };
     let architecture = reader.string("general.architecture")?;
     let config = read_config(&reader, &architecture)?;
     config.validate().with_context(|| reader.path.display().to_string())?;
@@ -130,10 +132,13 @@ pub(crate) fn load(gguf: &Arc<Gguf>) -> Result<(Weights, GgufFacts)> {
         None => Vec::new(),
     };
     let weights = Weights {
-        embedding: reader.matrix("token_embd", config.vocab_size, c)?,
+        embedding: reader.stored("token_embd", config.vocab_size, c)?,
         norm: reader.vector("output_norm.weight", c)?,
         head: match config.tie_word_embeddings {
-            true => None,
+            true => match reader.matrix("token_embd", config.vocab_size, c)? {
+                Matrix::Packed(packed) => Some(Matrix::Packed(packed)),
+                Matrix::Stored(_) => None,
+            },
             false => Some(reader.matrix("output", config.vocab_size, c)?),
         },
         heads: HeadOffsets::separate(&config),
@@ -234,6 +239,7 @@ fn read_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String, context: usize) -> Ro
 struct Reader<'a> {
     gguf: &'a Arc<Gguf>,
     path: &'a Path,
+    pool: &'a Pool,
 }
 
 impl Reader<'_> {
@@ -280,6 +286,14 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let matrix = Matrix::new(self.pool, self.stored(module, rows, cols)?);
+        if matches!(matrix, Matrix::Packed(_)) {
+            self.gguf.release(self.tensor(&format!("{module}.weight"))?);
+        }
+        Ok(matrix)
+    }
+
+    fn stored(&self, module: &str, rows: usize, cols: usize) -> Result<Stored> {
         let info = self.tensor(&format!("{module}.weight"))?;
         self.check(info, &[rows, cols])?;
         let ty = block_type(info.ggml_type).with_context(|| {
@@ -291,7 +305,7 @@ impl Reader<'_> {
                 info.ggml_type.name()
             )
         })?;
-        Ok(Matrix { ty, rows, cols, data: Bytes::part_of(self.gguf, |g| g.data(info)) })
+        Ok(Stored { ty, rows, cols, data: Bytes::part_of(self.gguf, |g| g.data(info)) })
     }
 
     fn bias(&self, module: &str, len: usize) -> Result<Vec<f32>> {

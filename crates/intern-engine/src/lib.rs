@@ -23,4 +23,4 @@ mod text;
 mod weights;
 mod worker;
 
-pub use engine::{Engine, EngineConfig, EngineRequest, Event, Listener, Stats, TokenScore};
+pub use engine::{Engine, EngineConfig, EngineRequest, Event, KvType, Listener, Stats, TokenScore};

@@ -1,6 +1,6 @@
-//! The weights of a decoder as the runner wants them: matrices in their stored form, borrowed
-//! from mapped files where possible, vectors as f32, and where each head lies in a row of
-//! queries, keys and values.
+//! The weights of a decoder as the runner wants them: quantized matrices packed for the integer
+//! kernels, others in their stored form, borrowed from mapped files where possible; vectors as
+//! f32; and where each head lies in a row of queries, keys and values.
 //!
 //! [`load`] takes a checkpoint directory (an adapter is merged on the way, touched matrices
 //! become f32) or a GGUF file. InternLM2's fused `wqkv` is used as it is: its head order is
@@ -13,7 +13,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::adapter::Adapter;
 use intern_format::checkpoint::{Checkpoint, DType};
-use intern_kernels::matmul::{MatrixRef, Part};
+use intern_kernels::matmul::{MatrixRef, Part, Weight};
+use intern_kernels::packed::Packed;
+use intern_kernels::pool::Pool;
 use intern_kernels::quant::BlockType;
 use intern_model::ModelConfig;
 use intern_model::weights::{QkvNames, layer_names, outer_names};
@@ -54,22 +56,49 @@ impl std::ops::Deref for Bytes {
     }
 }
 
-/// A stored matrix.
-pub(crate) struct Matrix {
+/// A matrix as its file stores it.
+pub(crate) struct Stored {
     pub ty: BlockType,
     pub rows: usize,
     pub cols: usize,
     pub data: Bytes,
 }
 
-impl Matrix {
-    /// For `matmul`, writing from `column` on.
-    pub fn part(&self, column: usize) -> Part<'_> {
-        Part { weight: self.view(), column }
-    }
-
+impl Stored {
     pub fn view(&self) -> MatrixRef<'_> {
         MatrixRef::new(self.ty, self.rows, self.cols, &self.data)
+    }
+}
+
+/// A matrix to multiply with.
+pub(crate) enum Matrix {
+    Stored(Stored),
+    Packed(Packed),
+}
+
+impl Matrix {
+    /// Packs what has an integer kernel, keeps the rest.
+    pub fn new(pool: &Pool, stored: Stored) -> Self {
+        match Packed::new(pool, stored.view()) {
+            Some(packed) => Self::Packed(packed),
+            None => Self::Stored(stored),
+        }
+    }
+
+    /// For `matmul`, writing from `column` on.
+    pub fn part(&self, column: usize) -> Part<'_> {
+        let weight = match self {
+            Self::Stored(stored) => Weight::Stored(stored.view()),
+            Self::Packed(packed) => Weight::Packed(packed),
+        };
+        Part { weight, column }
+    }
+
+    fn nbytes(&self) -> usize {
+        match self {
+            Self::Stored(stored) => stored.data.len(),
+            Self::Packed(packed) => packed.nbytes(),
+        }
     }
 }
 
@@ -125,10 +154,10 @@ impl HeadOffsets {
 /// A whole model.
 pub(crate) struct Weights {
     pub config: ModelConfig,
-    pub embedding: Matrix,
+    pub embedding: Stored,
     pub layers: Vec<Layer>,
     pub norm: Vec<f32>,
-    /// `None` when the embedding serves as head.
+    /// `None` when the embedding serves as head as it is.
     pub head: Option<Matrix>,
     pub heads: HeadOffsets,
     /// RoPE pairs `(2i, 2i + 1)` instead of `(i, i + D/2)`.
@@ -138,8 +167,11 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub fn head(&self) -> &Matrix {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    pub fn head(&self) -> Part<'_> {
+        match &self.head {
+            Some(head) => head.part(0),
+            None => Part { weight: Weight::Stored(self.embedding.view()), column: 0 },
+        }
     }
 
     /// Elements of a `qkv` row.
@@ -150,10 +182,10 @@ impl Weights {
     /// Bytes of all matrices.
     pub fn nbytes(&self) -> usize {
         let of_layer = |l: &Layer| {
-            let qkv: usize = l.qkv.iter().map(|(m, _)| m.data.len()).sum();
-            qkv + l.o.data.len() + l.gate.data.len() + l.up.data.len() + l.down.data.len()
+            let qkv: usize = l.qkv.iter().map(|(m, _)| m.nbytes()).sum();
+            qkv + l.o.nbytes() + l.gate.nbytes() + l.up.nbytes() + l.down.nbytes()
         };
-        let outer = self.embedding.data.len() + self.head.as_ref().map_or(0, |m| m.data.len());
+        let outer = self.embedding.data.len() + self.head.as_ref().map_or(0, Matrix::nbytes);
         outer + self.layers.iter().map(of_layer).sum::<usize>()
     }
 }
@@ -213,7 +245,7 @@ pub(crate) fn load_checkpoint(dir: &Path, adapter: Option<&Path>) -> Result<(Wei
         });
     }
     let weights = Weights {
-        embedding: source.matrix(outer.embedding, config.vocab_size, hidden)?,
+        embedding: source.stored(outer.embedding, config.vocab_size, hidden)?,
         norm: source.vector(outer.norm, hidden)?,
         head: match config.tie_word_embeddings {
             true => None,
@@ -273,6 +305,10 @@ impl Source<'_> {
     }
 
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        Ok(Matrix::Stored(self.stored(module, rows, cols)?))
+    }
+
+    fn stored(&self, module: &str, rows: usize, cols: usize) -> Result<Stored> {
         let name = format!("{module}.weight");
         let view = self.checkpoint.tensor(&name)?;
         self.check(&name, &view.shape, &[rows, cols])?;
@@ -280,17 +316,17 @@ impl Source<'_> {
         {
             let mut merged = view.to_f32();
             merged.iter_mut().zip(&delta).for_each(|(w, d)| *w += d);
-            return Ok(Matrix { ty: BlockType::F32, rows, cols, data: f32_bytes(&merged) });
+            return Ok(Stored { ty: BlockType::F32, rows, cols, data: f32_bytes(&merged) });
         }
         let ty = match view.dtype {
             DType::F32 => BlockType::F32,
             DType::F16 => BlockType::F16,
             DType::BF16 => BlockType::BF16,
             // Rare types are widened once.
-            _ => return Ok(Matrix { ty: BlockType::F32, rows, cols, data: f32_bytes(&view.to_f32()) }),
+            _ => return Ok(Stored { ty: BlockType::F32, rows, cols, data: f32_bytes(&view.to_f32()) }),
         };
         let data = Bytes::part_of(self.checkpoint, |c| c.tensor(&name).expect("it was there above").data);
-        Ok(Matrix { ty, rows, cols, data })
+        Ok(Stored { ty, rows, cols, data })
     }
 
     fn vector(&self, module: &str, len: usize) -> Result<Vec<f32>> {

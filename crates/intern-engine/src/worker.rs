@@ -79,7 +79,7 @@ enum Outcome {
 
 impl Worker {
     /// Works until the engine is dropped.
-    pub fn run(mut self, receiver: &Receiver<Submission>, pool: &rayon::ThreadPool) {
+    pub fn run(mut self, receiver: &Receiver<Submission>) {
         loop {
             if self.scheduler.is_idle() {
                 let Ok(submission) = receiver.recv() else { return };
@@ -92,7 +92,7 @@ impl Worker {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            pool.install(|| self.step());
+            self.step();
         }
     }
 
@@ -342,6 +342,7 @@ fn panic_message(panic: &Box<dyn std::any::Any + Send>) -> String {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use intern_kernels::pool::Pool;
     use intern_kernels::quant::BlockType;
     use intern_kernels::rng::Rng;
     use intern_model::{Architecture, ModelConfig};
@@ -349,8 +350,9 @@ mod tests {
 
     use super::*;
     use crate::block_manager::BlockManager;
+    use crate::engine::KvType;
     use crate::runner::POISON;
-    use crate::weights::{HeadOffsets, Layer, Matrix, Weights, f32_bytes};
+    use crate::weights::{HeadOffsets, Layer, Matrix, Stored, Weights, f32_bytes};
 
     /// A worker with one random layer.
     fn worker() -> Worker {
@@ -358,24 +360,24 @@ mod tests {
         let mut rng = Rng::new(1, 1);
         let mut matrix = |rows: usize, cols: usize| {
             let values: Vec<f32> = (0..rows * cols).map(|_| 0.2 * rng.normal() as f32).collect();
-            Matrix { ty: BlockType::F32, rows, cols, data: f32_bytes(&values) }
+            Stored { ty: BlockType::F32, rows, cols, data: f32_bytes(&values) }
         };
         let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let weights = Weights {
             embedding: matrix(320, c),
             layers: vec![Layer {
                 attention_norm: vec![1.0; c],
-                qkv: vec![(matrix(4 * d, c), 0)],
+                qkv: vec![(Matrix::Stored(matrix(4 * d, c)), 0)],
                 qkv_bias: vec![],
                 qk_norm: None,
-                o: matrix(c, 2 * d),
+                o: Matrix::Stored(matrix(c, 2 * d)),
                 o_bias: vec![],
                 ffn_norm: vec![1.0; c],
-                gate: matrix(f, c),
+                gate: Matrix::Stored(matrix(f, c)),
                 gate_bias: vec![],
-                up: matrix(f, c),
+                up: Matrix::Stored(matrix(f, c)),
                 up_bias: vec![],
-                down: matrix(c, f),
+                down: Matrix::Stored(matrix(c, f)),
                 down_bias: vec![],
             }],
             norm: vec![1.0; c],
@@ -387,7 +389,7 @@ mod tests {
         };
         let mut texts = std::iter::repeat_n("one two three".to_owned(), 3);
         Worker {
-            runner: Runner::new(weights, 16, 16, false),
+            runner: Runner::new(weights, Pool::new(2).unwrap(), 16, 16, KvType::F32),
             scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),
             eos_ids: vec![],

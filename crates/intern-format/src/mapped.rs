@@ -33,6 +33,19 @@ impl Mapped {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         Ok(Mapped::Map(map))
     }
+
+    /// Gives back the memory of whole pages inside `range`; they are read again when used.
+    pub(crate) fn release(&self, range: std::ops::Range<usize>) {
+        const PAGE: usize = 4096;
+        let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+        if let (Mapped::Map(map), true) = (self, start < end) {
+            // SAFETY: pages of a read-only file map that are dropped come back as they were.
+            // It is advice: where it fails, memory is given back later.
+            #[cfg(unix)]
+            let _ =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
 }
 
 impl Deref for Mapped {

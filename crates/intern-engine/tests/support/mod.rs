@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use intern_engine::{Engine, EngineConfig, EngineRequest, Event};
+use intern_engine::{Engine, EngineConfig, EngineRequest, Event, KvType};
 use intern_kernels::rng::Rng;
 use intern_lm::Sampling;
 use intern_model::{Architecture, Batch, ModelConfig, RopeScaling, Transformer};
@@ -73,6 +73,7 @@ pub fn engine_config() -> EngineConfig {
         block_size: 16,
         max_num_seqs: 8,
         max_batch_tokens: 64,
+        kv_type: KvType::F32,
         ..EngineConfig::default()
     }
 }

@@ -97,6 +97,12 @@ impl Gguf {
         let start = self.table.data_start + info.offset as usize;
         &self.map[start..start + info.nbytes]
     }
+
+    /// Gives back the memory that reading a tensor took, for those who keep their own form of it.
+    pub fn release(&self, info: &TensorInfo) {
+        let start = self.table.data_start + info.offset as usize;
+        self.map.release(start..start + info.nbytes);
+    }
 }
 
 /// Checks a whole file given as bytes, as [`Gguf::open`] does; the number of tensors. For fuzzing.

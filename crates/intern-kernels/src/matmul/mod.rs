@@ -14,7 +14,7 @@ mod avx2;
 mod plain;
 
 use crate::packed::activations::Activations;
-use crate::packed::{self, InstructionSet, Packed};
+use crate::packed::{self, Packed};
 use crate::pool::Pool;
 use crate::quant::{self, BlockType};
 
@@ -162,7 +162,6 @@ pub fn matmul(
         }
     };
     let count = |part: &Part| part.weight.rows().div_ceil(task_rows);
-    let isa = InstructionSet::best();
     let out = Output::new(out, stride);
     let scratch = &*scratch;
     pool.run(parts.iter().map(count).sum(), |mut i| {
@@ -182,7 +181,7 @@ pub fn matmul(
                 Weight::Stored(w) => task(x, m, (w, part.column), first, last, &out),
                 Weight::Packed(w) => {
                     let unit = part.weight.unit();
-                    w.task(scratch, (first / unit, last.div_ceil(unit)), part.column, &out, isa);
+                    w.task(scratch, (first / unit, last.div_ceil(unit)), part.column, &out);
                 }
             }
         }

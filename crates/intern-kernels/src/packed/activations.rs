@@ -1,5 +1,6 @@
 //! Activations as signed bytes: one f32 scale and the sums of each 32 columns.
 
+use super::InstructionSet;
 use crate::multiversion;
 use crate::pool::Pool;
 
@@ -26,14 +27,28 @@ pub(super) struct Block {
 
 /// Quantized rows, in tiles of eight (the last one smaller): in a tile, block by block, the
 /// rows of each side by side.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Activations {
+    isa: InstructionSet,
     rows: usize,
     cols: usize,
     blocks: Vec<Block>,
 }
 
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new(InstructionSet::best())
+    }
+}
+
 impl Activations {
+    /// Empty; products with them run on `isa`, which the processor must have.
+    #[must_use]
+    pub fn new(isa: InstructionSet) -> Self {
+        assert!(InstructionSet::available().contains(&isa), "this processor has no {isa:?}");
+        Self { isa, rows: 0, cols: 0, blocks: Vec::new() }
+    }
+
     /// Rows, M.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -59,6 +74,10 @@ impl Activations {
                 quantize_row(row, &mut tile[r..], height);
             }
         });
+    }
+
+    pub(super) fn isa(&self) -> InstructionSet {
+        self.isa
     }
 
     /// The tile that starts at row `first` (a multiple of eight), and its height.

@@ -120,8 +120,8 @@ impl Packed {
         (first, last): (usize, usize),
         column: usize,
         out: &Output,
-        isa: InstructionSet,
     ) {
+        let isa = x.isa();
         let job = Job { weight: self, x, first, last, column, out };
         // SAFETY: promised by the caller.
         unsafe {

@@ -36,14 +36,14 @@ fn weights(ty: BlockType, rows: usize, cols: usize) -> Vec<u8> {
 }
 
 fn multiply(packed: &Packed, x: &[f32], m: usize, isa: InstructionSet) -> Vec<f32> {
-    let mut quantized = Activations::default();
+    let mut quantized = Activations::new(isa);
     quantized.quantize(&pool(), x, m, packed.cols());
     // A column before and after that must stay.
     let stride = packed.rows() + 2;
     let mut out = vec![f32::MAX; m * stride];
     let place = Output::new(&mut out, stride);
     // SAFETY: the output is ours, and only available sets are asked for.
-    unsafe { packed.task(&quantized, (0, packed.rows().div_ceil(GROUP)), 1, &place, isa) };
+    unsafe { packed.task(&quantized, (0, packed.rows().div_ceil(GROUP)), 1, &place) };
     assert!(out.chunks_exact(stride).all(|row| row[0] == f32::MAX && row[stride - 1] == f32::MAX));
     out.chunks_exact(stride).flat_map(|row| row[1..stride - 1].to_vec()).collect()
 }

@@ -26,7 +26,7 @@ struct Sums {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
 impl Isa for Avx2 {
     const ROWS: usize = 8;
-    const TILE: usize = 4;
+    const TILE: usize = 8;
     type Bytes = __m256i;
     type Floats = __m256;
     type Sum = Sums;
@@ -55,6 +55,12 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: __m256i) {
         unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
     #[inline(always)]

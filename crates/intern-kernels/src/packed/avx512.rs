@@ -51,6 +51,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn floats(p: *const f32) -> __m512 {
         unsafe { _mm512_loadu_ps(p) }
     }

@@ -12,6 +12,8 @@ pub(super) trait Format {
     const HEAD: usize;
     /// Scales per 32 columns, 1 or 2.
     const SCALES: usize;
+    /// Whether it is read from memory, once.
+    const STREAMED: bool = true;
     /// Products of `q` and a signed byte, two by two, that may be summed in 16 bits; 0 if none.
     const DEPTH: usize;
 
@@ -174,6 +176,7 @@ impl<const SCALES: usize, const DEPTH: usize> Format for Panel<SCALES, DEPTH> {
     const QUANTS: usize = 512;
     const HEAD: usize = 128 * SCALES;
     const SCALES: usize = SCALES;
+    const STREAMED: bool = false;
     const DEPTH: usize = DEPTH;
 
     #[inline(always)]

@@ -1,18 +1,18 @@
 //! The loops over groups, blocks and tiles, generic over format and instruction set.
 //!
-//! Up to eight rows of `x` run with exactly as many accumulators, straight from the packed
-//! bytes. More rows share a panel: four groups of `W` decoded once, 512 columns at a time.
+//! A tile of up to eight rows of `x` runs with exactly as many accumulators. A few tiles read
+//! the packed bytes; many share a panel: four groups of `W` decoded once, 512 columns at a time.
 
 use super::activations::{Activations, Block, TILE};
 use super::format::{Format, Panel};
-use super::{GROUP, Packed};
+use super::{EXACT_ROWS, GROUP, Packed};
 use crate::matmul::Output;
 
 /// What an instruction set must offer: registers over `ROWS` rows of `W`.
 pub(super) trait Isa {
     /// Rows of `W` in a register, 8 or 16.
     const ROWS: usize;
-    /// Rows of `x` that keep their accumulators in registers.
+    /// Rows of `x` computed together: 1, or up to 8.
     const TILE: usize;
     /// Four unsigned bytes per row.
     type Bytes: Copy;
@@ -31,6 +31,8 @@ pub(super) trait Isa {
     unsafe fn shift_up(v: Self::Bytes) -> Self::Bytes;
     unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     unsafe fn store_bytes(p: *mut u8, v: Self::Bytes);
+    /// Asks for the cache line at `p`, which need not exist.
+    fn prefetch(p: *const u8);
 
     unsafe fn floats(p: *const f32) -> Self::Floats;
     unsafe fn halves(p: *const u8) -> Self::Floats;
@@ -147,6 +149,24 @@ unsafe fn block<I: Isa, F: Format, const M: usize>(
     }
 }
 
+/// How far ahead packed bytes are asked for. The processor's own guesses miss, since a block's
+/// bytes are read in several places at once.
+const AHEAD: usize = 4096;
+
+/// Asks for the share of block `j` in what lies [`AHEAD`].
+#[inline(always)]
+fn prefetch<I: Isa, F: Format>(quants: *const u8, head: *const u8, j: usize) {
+    let share = F::QUANTS / F::BLOCKS;
+    let next = quants.wrapping_add(AHEAD + j * share);
+    unroll!(line, {
+        if 64 * line < share {
+            I::prefetch(next.wrapping_add(64 * line));
+        }
+    });
+    let share = F::HEAD / F::BLOCKS;
+    I::prefetch(head.wrapping_add(AHEAD * F::HEAD / F::QUANTS + j * share));
+}
+
 /// Columns of output rows: where a register is loaded from and stored to.
 struct Place<'a> {
     out: &'a Output,
@@ -206,56 +226,37 @@ impl Job<'_> {
 pub(super) unsafe fn run<I: Isa, F: Format>(job: &Job) {
     // SAFETY: promised by the caller.
     unsafe {
-        match job.x.rows() {
-            0 => {}
-            1 => exact::<I, F, 1>(job),
-            2 => exact::<I, F, 2>(job),
-            3 => exact::<I, F, 3>(job),
-            4 => exact::<I, F, 4>(job),
-            5 => exact::<I, F, 5>(job),
-            6 => exact::<I, F, 6>(job),
-            7 => exact::<I, F, 7>(job),
-            8 => exact::<I, F, 8>(job),
-            _ => match (F::SCALES, F::DEPTH) {
-                (1, 8) => panels::<I, F, Panel<1, 8>>(job),
-                (1, 4) => panels::<I, F, Panel<1, 4>>(job),
-                (2, 2) => panels::<I, F, Panel<2, 2>>(job),
-                (1, 0) => panels::<I, F, Panel<1, 0>>(job),
-                _ => unreachable!("no format has these scales and this depth"),
-            },
+        if job.x.rows() <= EXACT_ROWS {
+            return exact::<I, F>(job);
+        }
+        match (F::SCALES, F::DEPTH) {
+            (1, 8) => panels::<I, F, Panel<1, 8>>(job),
+            (1, 4) => panels::<I, F, Panel<1, 4>>(job),
+            (2, 2) => panels::<I, F, Panel<2, 2>>(job),
+            (1, 0) => panels::<I, F, Panel<1, 0>>(job),
+            _ => unreachable!("no format has these scales and this depth"),
         }
     }
 }
 
-/// All of `x`, which has `M` rows, straight from the packed bytes.
+/// All of `x`, straight from the packed bytes; a group stays in the cache for the next tile.
 ///
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn exact<I: Isa, F: Format, const M: usize>(job: &Job) {
-    let layout = &job.weight.layout;
+unsafe fn exact<I: Isa, F: Format>(job: &Job) {
+    let blocks = job.weight.layout.blocks;
     // SAFETY: pointers stay within the group and the tile; places are the job's.
     unsafe {
-        let (tile, _) = job.x.tile(0);
         for group in job.first..job.last {
             let base = job.weight.group(group);
-            for row in (0..GROUP).step_by(I::ROWS) {
-                let Some(place) = job.place(group, row) else { break };
-                let (mut quants, mut head) = (base.add(4 * row), base.add(layout.blocks * F::QUANTS));
-                let (mut acc, mut x) = ([I::splat(0.0); M], tile);
-                for _ in 0..layout.blocks {
-                    for j in 0..F::BLOCKS {
-                        block::<I, F, M>((quants, head), j, row, x, &mut acc);
-                        x = x.add(M);
-                    }
-                    quants = quants.add(F::QUANTS);
-                    head = head.add(F::HEAD);
+            let from = (base, base.add(blocks * F::QUANTS));
+            for top in (0..job.x.rows()).step_by(TILE) {
+                let (x, height) = job.x.tile(top);
+                for row in (0..GROUP).step_by(I::ROWS) {
+                    let Some(place) = job.place(group, row) else { break };
+                    Sweep { from, blocks, row, x, height, first: true }.run::<I, F>(&place, top);
                 }
-                unroll!(t, {
-                    if t < M {
-                        place.store::<I>(t, acc[t]);
-                    }
-                });
             }
         }
     }
@@ -308,24 +309,8 @@ unsafe fn panels<I: Isa, F: Format, P: Format>(job: &Job) {
                         let from = (quants.add(512 * at).cast_const(), scales.add(P::HEAD * at).cast_const());
                         for row in (0..GROUP).step_by(I::ROWS) {
                             let Some(place) = job.place(first + g, row) else { break };
-                            let mut t = 0;
-                            while t < height {
-                                let sweep =
-                                    Sweep { from, count, row, x: tile.add(t), height, first: start == 0 };
-                                let m = I::TILE.min(height - t);
-                                match m {
-                                    1 => sweep.run::<I, P, 1>(&place, top + t),
-                                    2 => sweep.run::<I, P, 2>(&place, top + t),
-                                    3 => sweep.run::<I, P, 3>(&place, top + t),
-                                    4 => sweep.run::<I, P, 4>(&place, top + t),
-                                    5 if I::TILE == 8 => sweep.run::<I, P, 5>(&place, top + t),
-                                    6 if I::TILE == 8 => sweep.run::<I, P, 6>(&place, top + t),
-                                    7 if I::TILE == 8 => sweep.run::<I, P, 7>(&place, top + t),
-                                    _ if I::TILE == 8 => sweep.run::<I, P, 8>(&place, top + t),
-                                    _ => unreachable!("a tile has at most I::TILE rows"),
-                                }
-                                t += m;
-                            }
+                            let sweep = Sweep { from, blocks: count, row, x: tile, height, first: start == 0 };
+                            sweep.run::<I, P>(&place, top);
                         }
                     }
                 }
@@ -334,21 +319,57 @@ unsafe fn panels<I: Isa, F: Format, P: Format>(job: &Job) {
     }
 }
 
-/// One tile against one group of a panel.
-struct Sweep {
+/// One tile against rows of one group.
+pub(super) struct Sweep {
+    /// Numbers and scales of the first block.
     from: (*const u8, *const u8),
-    count: usize,
+    /// GGUF blocks.
+    blocks: usize,
+    /// First row of the group.
     row: usize,
     x: *const Block,
+    /// Rows of the tile.
     height: usize,
+    /// Whether sums start at zero, or at what was stored.
     first: bool,
 }
 
 impl Sweep {
+    /// All rows of the tile, to output rows from `top` on.
+    ///
     /// # Safety
-    /// As [`panels`]; `M` rows of the tile exist from `x` on.
+    /// As [`run`].
     #[inline(always)]
-    unsafe fn run<I: Isa, P: Format, const M: usize>(&self, place: &Place, t0: usize) {
+    unsafe fn run<I: Isa, F: Format>(&self, place: &Place, top: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let mut t = 0;
+            while t < self.height {
+                let rest = self.height - t;
+                t += match I::TILE {
+                    1 => self.rows::<I, F, 1>(place, t, top),
+                    _ => match rest {
+                        1 => self.rows::<I, F, 1>(place, t, top),
+                        2 => self.rows::<I, F, 2>(place, t, top),
+                        3 => self.rows::<I, F, 3>(place, t, top),
+                        4 => self.rows::<I, F, 4>(place, t, top),
+                        5 => self.rows::<I, F, 5>(place, t, top),
+                        6 => self.rows::<I, F, 6>(place, t, top),
+                        7 => self.rows::<I, F, 7>(place, t, top),
+                        _ => self.rows::<I, F, 8>(place, t, top),
+                    },
+                };
+            }
+        }
+    }
+
+    /// Rows `t..t + M` of the tile; `M`.
+    ///
+    /// # Safety
+    /// As [`run`].
+    #[inline(always)]
+    unsafe fn rows<I: Isa, F: Format, const M: usize>(&self, place: &Place, t: usize, top: usize) -> usize {
+        let (t0, row) = (top + t, self.row);
         // SAFETY: promised by the caller.
         unsafe {
             let mut acc = [I::splat(0.0); M];
@@ -359,10 +380,19 @@ impl Sweep {
                     }
                 });
             }
-            let (mut quants, mut head, mut x) = (self.from.0.add(4 * self.row), self.from.1, self.x);
-            for _ in 0..self.count {
-                block::<I, P, M>((quants, head), 0, self.row, x, &mut acc);
-                (quants, head, x) = (quants.add(512), head.add(P::HEAD), x.add(self.height));
+            let (mut quants, mut head, mut x) = (self.from.0.add(4 * row), self.from.1, self.x.add(t));
+            for _ in 0..self.blocks {
+                // Written out, so that shifts are constants.
+                unroll!(j, {
+                    if j < F::BLOCKS {
+                        if F::STREAMED && row == 0 && t == 0 {
+                            prefetch::<I, F>(quants, head, j);
+                        }
+                        block::<I, F, M>((quants, head), j, row, x, &mut acc);
+                        x = x.add(self.height);
+                    }
+                });
+                (quants, head) = (quants.add(F::QUANTS), head.add(F::HEAD));
             }
             unroll!(t, {
                 if t < M {
@@ -370,6 +400,7 @@ impl Sweep {
                 }
             });
         }
+        M
     }
 }
 

@@ -32,7 +32,7 @@ use layout::Layout;
 /// Rows of `W` side by side.
 pub const GROUP: usize = 16;
 /// Rows of `x` up to which weights are read straight from their packed form.
-pub(crate) const EXACT_ROWS: usize = 8;
+pub(crate) const EXACT_ROWS: usize = 24;
 
 /// A cache line of packed weights.
 #[derive(Clone, Copy)]

@@ -25,7 +25,7 @@ fn each<T>(f: impl FnMut(usize) -> T) -> Lanes<T> {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
 impl Isa for Plain {
     const ROWS: usize = GROUP;
-    const TILE: usize = 4;
+    const TILE: usize = 1;
     type Bytes = [u8; 4 * GROUP];
     type Floats = Lanes<f32>;
     type Sum = Lanes<i32>;
@@ -45,6 +45,8 @@ impl Isa for Plain {
     unsafe fn store_bytes(p: *mut u8, v: Self::Bytes) {
         unsafe { p.cast::<Self::Bytes>().write(v) }
     }
+
+    fn prefetch(_: *const u8) {}
 
     unsafe fn floats(p: *const f32) -> Lanes<f32> {
         unsafe { p.cast::<Lanes<f32>>().read() }

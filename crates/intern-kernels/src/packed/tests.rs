@@ -72,19 +72,19 @@ fn exact(ty: BlockType, bytes: &[u8], x: &[f32], m: usize, (n, k): (usize, usize
 #[test]
 fn every_instruction_set_gives_the_same_bits_and_they_are_right() {
     let (n, k) = (37, 768);
-    let x = random(21 * k, 7);
+    let x = random(29 * k, 7);
     for ty in TYPES {
         let bytes = weights(ty, n, k);
         let packed = Packed::new(&pool(), MatrixRef::new(ty, n, k, &bytes)).unwrap();
         let alone: Vec<f32> =
             x.chunks_exact(k).flat_map(|x| multiply(&packed, x, 1, InstructionSet::Plain)).collect();
-        let want = exact(ty, &bytes, &x, 21, (n, k));
+        let want = exact(ty, &bytes, &x, 29, (n, k));
         let size = want.iter().fold(0.0f64, |a, x| a.max(x.abs()));
         for (i, (a, b)) in alone.iter().zip(&want).enumerate() {
             assert!((f64::from(*a) - b).abs() < 1e-5 * size, "{} at {i}: {a} {b}", ty.name());
         }
         for isa in InstructionSet::available() {
-            for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 21] {
+            for m in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 21, 29] {
                 let got = multiply(&packed, &x[..m * k], m, isa);
                 assert!(got == alone[..m * n], "{} {isa:?} m={m} differs", ty.name());
             }

@@ -90,6 +90,14 @@ pub(crate) fn load(gguf: &Arc<Gguf>, pool: &Pool) -> Result<(Weights, GgufFacts)
     let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q, kv) = (config.num_heads * d, config.num_kv_heads * d);
 
+    // The largest matrix first, while nothing else takes memory.
+    let head = match config.tie_word_embeddings {
+        true => match reader.matrix("token_embd", config.vocab_size, c)? {
+            Matrix::Packed(packed) => Some(Matrix::Packed(packed)),
+            Matrix::Stored(_) => None,
+        },
+        false => Some(reader.matrix("output", config.vocab_size, c)?),
+    };
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
         let name = |part: &str| format!("blk.{i}.{part}");
@@ -134,13 +142,7 @@ pub(crate) fn load(gguf: &Arc<Gguf>, pool: &Pool) -> Result<(Weights, GgufFacts)
     let weights = Weights {
         embedding: reader.stored("token_embd", config.vocab_size, c)?,
         norm: reader.vector("output_norm.weight", c)?,
-        head: match config.tie_word_embeddings {
-            true => match reader.matrix("token_embd", config.vocab_size, c)? {
-                Matrix::Packed(packed) => Some(Matrix::Packed(packed)),
-                Matrix::Stored(_) => None,
-            },
-            false => Some(reader.matrix("output", config.vocab_size, c)?),
-        },
+        head,
         heads: HeadOffsets::separate(&config),
         interleaved: is_interleaved(&architecture),
         rope_factors,

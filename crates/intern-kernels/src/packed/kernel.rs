@@ -309,7 +309,8 @@ unsafe fn panels<I: Isa, F: Format, P: Format>(job: &Job) {
                         let from = (quants.add(512 * at).cast_const(), scales.add(P::HEAD * at).cast_const());
                         for row in (0..GROUP).step_by(I::ROWS) {
                             let Some(place) = job.place(first + g, row) else { break };
-                            let sweep = Sweep { from, blocks: count, row, x: tile, height, first: start == 0 };
+                            let sweep =
+                                Sweep { from, blocks: count, row, x: tile, height, first: start == 0 };
                             sweep.run::<I, P>(&place, top);
                         }
                     }
@@ -382,16 +383,13 @@ impl Sweep {
             }
             let (mut quants, mut head, mut x) = (self.from.0.add(4 * row), self.from.1, self.x.add(t));
             for _ in 0..self.blocks {
-                // Written out, so that shifts are constants.
-                unroll!(j, {
-                    if j < F::BLOCKS {
-                        if F::STREAMED && row == 0 && t == 0 {
-                            prefetch::<I, F>(quants, head, j);
-                        }
-                        block::<I, F, M>((quants, head), j, row, x, &mut acc);
-                        x = x.add(self.height);
+                for j in 0..F::BLOCKS {
+                    if F::STREAMED && row == 0 && t == 0 {
+                        prefetch::<I, F>(quants, head, j);
                     }
-                });
+                    block::<I, F, M>((quants, head), j, row, x, &mut acc);
+                    x = x.add(self.height);
+                }
                 (quants, head) = (quants.add(F::QUANTS), head.add(F::HEAD));
             }
             unroll!(t, {

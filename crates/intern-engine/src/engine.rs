@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::Gguf;
 use intern_kernels::pool::Pool;
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
-use intern_model::ModelConfig;
+use intern_model::{ModelConfig, RopeScaling};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,14 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Longest prompt plus answer; the model's own limit if absent.
     pub max_context: Option<usize>,
+    /// Keep the blocks of earlier requests for later ones that begin the same way.
+    pub prefix_cache: bool,
+    /// Tokens to guess per step from what was said before, 0 for none. Changes no answer;
+    /// pays where answers repeat their prompts and few requests run.
+    pub prompt_lookup: usize,
+    /// While answers are being written, prompts are read in steps of about this many
+    /// milliseconds, so that the answers go on; 0 for no bound.
+    pub max_step_ms: u64,
 }
 
 /// How the cache keeps keys and values.
@@ -78,6 +86,9 @@ impl Default for EngineConfig {
             kv_memory_mb: 1024,
             kv_type: KvType::F16,
             max_context: None,
+            prefix_cache: true,
+            prompt_lookup: 0,
+            max_step_ms: 250,
         }
     }
 }
@@ -100,6 +111,8 @@ pub struct EngineRequest {
     pub prompt_logits: bool,
     /// Return the mean of the prompt's final hidden states, of length 1; needs `max_tokens = 0`.
     pub embed: bool,
+    /// Tokens to guess per step; [`EngineConfig::prompt_lookup`] if absent.
+    pub prompt_lookup: Option<usize>,
     /// When the request is given up, with [`Event::Expired`].
     pub deadline: Option<Instant>,
 }
@@ -304,10 +317,19 @@ impl Engine {
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
         let worker = Worker {
             runner: Runner::new(weights, pool, num_blocks, config.block_size, config.kv_type),
-            scheduler: Scheduler::new(blocks, config.max_num_seqs, config.max_batch_tokens),
+            scheduler: Scheduler::new(
+                blocks,
+                config.max_num_seqs,
+                config.max_batch_tokens,
+                config.prefix_cache,
+            ),
             tokenizer: tokenizer.clone(),
             eos_ids: eos_ids.clone(),
             limits,
+            prompt_lookup: config.prompt_lookup,
+            max_step: Duration::from_millis(config.max_step_ms),
+            dynamic_rope: matches!(model.rope_scaling, RopeScaling::Dynamic { .. })
+                .then_some(model.max_position_embeddings),
             published: stats.clone(),
             state: State::default(),
         };
@@ -320,7 +342,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 sender: Mutex::new(Some(sender)),
                 thread: Mutex::new(Some(thread)),
-                preparer: Preparer::new(&tokenizer),
+                preparer: Preparer::new(&tokenizer, &eos_ids),
                 tokenizer,
                 config: model,
                 name,

@@ -68,20 +68,21 @@ pub(crate) struct Added {
 }
 
 impl Active {
-    /// `opening` are the tokens that the grammar forces behind the prompt.
+    /// `opening` are the tokens that the grammar forces behind the prompt; `guesses` holds where
+    /// the request names no number of its own.
     pub fn new(
         request: EngineRequest,
         prepared: Prepared,
         listener: Listener,
         tokenizer: &Tokenizer,
         opening: Vec<u32>,
-        prompt_lookup: usize,
+        guesses: usize,
     ) -> Self {
         let mut text = TextStream::new(tokenizer, request.sampling.keep_special, &request.sampling.stop);
         if prepared.constraint.is_some() {
             text.keep_leading_space(tokenizer);
         }
-        let guesser = Guesser::new(request.prompt_lookup.unwrap_or(prompt_lookup));
+        let guesser = Guesser::new(request.guesses.unwrap_or(guesses));
         Self {
             request,
             prepared,
@@ -261,13 +262,18 @@ impl Active {
         (is_end || self.text.stopped()).then_some(End::Finished(FinishReason::Stop))
     }
 
-    /// The guesses for the next step.
-    pub fn guess(&mut self, tokens: &[u32]) -> Vec<u32> {
-        let mut draft = self.guesser.guess(tokens);
-        if let Some(constraint) = self.prepared.constraint.as_mut().filter(|_| !draft.is_empty()) {
-            draft.truncate(constraint.valid(&draft));
-        }
+    /// At most `most` guesses for the next step, from the tokens so far.
+    pub fn guess(&mut self, tokens: &[u32], most: usize) -> Vec<u32> {
+        let mut draft = self.guesser.guess(tokens, most);
+        self.keep_valid(&mut draft);
         draft
+    }
+
+    /// Cuts guesses where the grammar does not allow them.
+    pub fn keep_valid(&mut self, draft: &mut Vec<u32>) {
+        if let Some(constraint) = self.prepared.constraint.as_mut().filter(|_| !draft.is_empty()) {
+            draft.truncate(constraint.valid(draft));
+        }
     }
 
     /// Says the last word.

@@ -2,13 +2,15 @@
 //!
 //! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
 //! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
-//! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` guesses ahead,
+//! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` and `draft` guess ahead,
 //! `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
 mod active;
 pub mod block_manager;
 mod check;
+mod compute;
+mod draft;
 mod engine;
 mod gguf_model;
 mod grammar;

@@ -26,16 +26,18 @@ impl Guesser {
         Self { most, len: most.min(2), pause: 0 }
     }
 
-    /// What may follow `tokens`.
-    pub fn guess(&mut self, tokens: &[u32]) -> Vec<u32> {
+    /// At most `most` tokens that may follow `tokens`.
+    pub fn guess(&mut self, tokens: &[u32], most: usize) -> Vec<u32> {
+        lookup(tokens, self.allowance().min(most))
+    }
+
+    /// How many guesses are worth their computation in the next step.
+    pub fn allowance(&mut self) -> usize {
         if self.pause > 0 {
             self.pause -= 1;
-            return Vec::new();
+            return 0;
         }
-        if self.len == 0 {
-            return Vec::new();
-        }
-        lookup(tokens, self.len)
+        self.len
     }
 
     /// Learns how many of `guessed` were right.
@@ -57,6 +59,9 @@ impl Guesser {
 /// The tokens after the latest earlier appearance of the longest end of `tokens`.
 fn lookup(tokens: &[u32], most: usize) -> Vec<u32> {
     let n = tokens.len();
+    if most == 0 {
+        return Vec::new();
+    }
     for len in (SHORTEST..=LONGEST.min(n.saturating_sub(1))).rev() {
         let end = &tokens[n - len..];
         // Windows that end before the last token.
@@ -91,15 +96,15 @@ mod tests {
     fn guesses_follow_their_success() {
         let mut guesser = Guesser::new(4);
         let text = [1, 2, 3, 4, 5, 6, 1, 2];
-        assert_eq!(guesser.guess(&text).len(), 2);
+        assert_eq!(guesser.guess(&text, 9).len(), 2);
         guesser.learn(2, 2);
-        assert_eq!(guesser.guess(&text).len(), 4);
+        assert_eq!(guesser.guess(&text, 9).len(), 4);
         guesser.learn(4, 0);
         guesser.learn(2, 0);
-        assert_eq!(guesser.guess(&text).len(), 1);
+        assert_eq!(guesser.guess(&text, 9).len(), 1);
         guesser.learn(1, 0);
-        assert!((0..PAUSE).all(|_| guesser.guess(&text).is_empty()));
-        assert_eq!(guesser.guess(&text).len(), 1);
-        assert!(Guesser::new(0).guess(&text).is_empty());
+        assert!((0..PAUSE).all(|_| guesser.guess(&text, 9).is_empty()));
+        assert_eq!(guesser.guess(&text, 9).len(), 1);
+        assert!(Guesser::new(0).guess(&text, 9).is_empty());
     }
 }

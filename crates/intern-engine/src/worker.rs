@@ -4,24 +4,20 @@
 //! requests of that step and nothing else; a listener that is gone cancels its request, a
 //! deadline that has passed ends it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use intern_kernels::sampling::{argmax, log_sum_exp, top_k};
 use intern_tokenizer::Tokenizer;
-use llguidance::toktrie::SimpleVob;
 
-use crate::active::{Active, End, Outcome, Vocabulary, Wanted};
+use crate::active::{Active, End, Outcome, Vocabulary};
 use crate::check::Limits;
-use crate::engine::{EngineRequest, Event, Listener, Stats, TokenScore};
-use crate::penalties::Said;
+use crate::draft::Drafter;
+use crate::engine::{EngineRequest, Event, Listener, Stats};
 use crate::prepare::Prepared;
-use crate::runner::{Row, Runner};
-use crate::sampler::sample;
+use crate::runner::Runner;
 use crate::scheduler::{Chunk, Scheduler};
 use crate::sequence::{SeqId, Sequence};
 
@@ -42,6 +38,8 @@ pub(crate) struct Submission {
 /// The engine's thread.
 pub(crate) struct Worker {
     pub runner: Runner,
+    /// Makes guesses, if there is a smaller model.
+    pub drafter: Option<Drafter>,
     pub scheduler: Scheduler,
     pub tokenizer: Tokenizer,
     pub eos_ids: Vec<u32>,
@@ -59,7 +57,7 @@ pub(crate) struct Worker {
 /// What changes from step to step besides the scheduler.
 #[derive(Default)]
 pub(crate) struct State {
-    requests: BTreeMap<SeqId, Active>,
+    pub requests: BTreeMap<SeqId, Active>,
     next_id: SeqId,
     stats: Stats,
     /// Seconds per row of recent steps.
@@ -109,8 +107,8 @@ impl Worker {
         };
         sequence.salt = self.dynamic_rope.filter(|&len| n > len).map_or(0, |_| n as u64);
         self.scheduler.add(sequence);
-        let lookup = self.prompt_lookup;
-        let active = Active::new(request, prepared, listener, &self.tokenizer, opening, lookup);
+        let guesses = self.drafter.as_ref().map_or(self.prompt_lookup, |drafter| drafter.most);
+        let active = Active::new(request, prepared, listener, &self.tokenizer, opening, guesses);
         self.state.requests.insert(id, active);
     }
 
@@ -131,16 +129,15 @@ impl Worker {
         self.pace();
         let mut chunks = self.scheduler.schedule();
         self.visit_waiting(&chunks);
-        let masks = self.masks(&mut chunks);
-        if chunks.is_empty() {
-            self.publish(); // every grammar of the step broke
-            return;
-        }
         self.state.stats.steps += 1;
         #[cfg(debug_assertions)]
         self.scheduler.check_integrity();
         let start = Instant::now();
-        let outcomes = catch_unwind(AssertUnwindSafe(|| self.compute(&chunks, &masks)));
+        let outcomes = catch_unwind(AssertUnwindSafe(|| {
+            self.draft(&mut chunks);
+            let masks = self.masks(&mut chunks);
+            self.compute(&chunks, &masks)
+        }));
         match outcomes {
             Ok(outcomes) => {
                 self.measure(&chunks, start.elapsed());
@@ -208,93 +205,6 @@ impl Worker {
         }
     }
 
-    /// What the grammars allow behind the newest tokens and the guesses; chunks whose grammar
-    /// broke leave the step.
-    fn masks(&mut self, chunks: &mut Vec<Chunk>) -> BTreeMap<SeqId, Vec<SimpleVob>> {
-        let mut masks = BTreeMap::new();
-        chunks.retain(|chunk| {
-            let sequence = self.scheduler.sequence(chunk.id).expect("scheduled sequences run");
-            let active = self.state.requests.get_mut(&chunk.id).expect("scheduled requests are active");
-            let newest = chunk.start + chunk.len == sequence.tokens.len();
-            if !newest || active.want(sequence, chunk.start + chunk.len - 1, self.limits.vocab_size).is_none()
-            {
-                return true;
-            }
-            match active.masks(&sequence.draft[..chunk.draft]) {
-                Ok(allowed) => {
-                    masks.insert(chunk.id, allowed);
-                    true
-                }
-                Err(error) => {
-                    let sequence = self.scheduler.remove(chunk.id).expect("it runs");
-                    let active = self.state.requests.remove(&chunk.id).expect("found above");
-                    active.end(End::Failed(format!("{error:#}")), &sequence);
-                    false
-                }
-            }
-        });
-        masks
-    }
-
-    /// Runs the chunks; outcomes in their order.
-    fn compute(
-        &mut self,
-        chunks: &[Chunk],
-        masks: &BTreeMap<SeqId, Vec<SimpleVob>>,
-    ) -> Vec<(SeqId, Outcome)> {
-        let (mut rows, mut tables, mut texts) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut outputs, mut wanted) = (Vec::new(), Vec::new());
-        for (i, chunk) in chunks.iter().enumerate() {
-            let sequence = self.scheduler.sequence(chunk.id).expect("scheduled sequences run");
-            let active = &self.state.requests[&chunk.id];
-            let known = sequence.tokens.len();
-            let text: Cow<[u32]> = match chunk.draft {
-                0 => Cow::Borrowed(&sequence.tokens),
-                n => Cow::Owned([&sequence.tokens[..], &sequence.draft[..n]].concat()),
-            };
-            tables.push(sequence.table.as_slice());
-            for position in chunk.start..chunk.start + chunk.num_rows() {
-                let rope_len = sequence.prompt_len.max(position + 1);
-                let want = match position < known {
-                    true => active.want(sequence, position, self.limits.vocab_size),
-                    false => Some(Wanted::Next),
-                };
-                if let Some(want) = want {
-                    outputs.push(rows.len());
-                    let mask = masks.get(&chunk.id).and_then(|m| m.get((position + 1).saturating_sub(known)));
-                    wanted.push((i, want, position + 1, mask));
-                }
-                rows.push(Row { token: text[position], position, rope_len, sequence: i });
-            }
-            texts.push((text, sequence.prompt_len));
-        }
-        let facts = |chunk: &Chunk| {
-            let active = &self.state.requests[&chunk.id];
-            (&active.request.sampling, active.request.score_top, &*active.prepared.breakers)
-        };
-        let facts: Vec<_> = chunks.iter().map(facts).collect();
-        let consume = |output: usize, logits: &mut [f32]| {
-            let (i, want, len, mask) = &wanted[output];
-            let ((sampling, top, breakers), (text, prompt_len)) = (facts[*i], &texts[*i]);
-            match want {
-                Wanted::Next => {
-                    let said = Said { tokens: &text[..*len], prompt_len: *prompt_len, breakers };
-                    Outcome::Chosen(sample(logits, sampling, said, *mask))
-                }
-                Wanted::Score(id) => Outcome::Scored(score(logits, *id, top)),
-                Wanted::Logits(id) => Outcome::Logits(logits.to_vec(), id.map(|id| score(logits, id, top))),
-            }
-        };
-        let outcomes = self.runner.step(&rows, &tables, &outputs, consume);
-        let outcomes = wanted.iter().map(|(i, ..)| chunks[*i].id).zip(outcomes).collect();
-        for (row, Row { position, sequence, .. }) in rows.iter().enumerate() {
-            let active =
-                self.state.requests.get_mut(&chunks[*sequence].id).expect("scheduled requests are active");
-            active.pool(*position, || self.runner.hidden(row));
-        }
-        outcomes
-    }
-
     /// Hands out what a chunk brought and ends its request if it is complete.
     fn postprocess(&mut self, chunk: &Chunk, outcomes: Vec<Outcome>) {
         let Some(sequence) = self.scheduler.sequence(chunk.id) else { return };
@@ -331,8 +241,11 @@ impl Worker {
         }
         if self.scheduler.running().len() < GUESS_ROWS {
             let sequence = self.scheduler.sequence(chunk.id).expect("it runs on");
-            let mut draft = active.guess(&sequence.tokens);
-            draft.truncate((GUESS_ROWS / self.scheduler.running().len()).saturating_sub(1));
+            let most = (GUESS_ROWS / self.scheduler.running().len()).saturating_sub(1);
+            let draft = match &self.drafter {
+                Some(_) => vec![0; active.guesser.allowance().min(most)], // made in the next step
+                None => active.guess(&sequence.tokens, most),
+            };
             self.scheduler.set_draft(chunk.id, draft);
         }
     }
@@ -345,18 +258,6 @@ impl Worker {
         if let (Some(sequence), Some(active)) = (sequence, active) {
             active.end(end, &sequence);
         }
-    }
-}
-
-/// Log-probability and rank of `id`.
-fn score(logits: &[f32], id: u32, top: usize) -> TokenScore {
-    let total = log_sum_exp(logits);
-    let relative = |logit: f32| (f64::from(logit) - total) as f32;
-    TokenScore {
-        id,
-        logprob: relative(logits[id as usize]),
-        is_greedy: argmax(logits) == id as usize,
-        top: top_k(logits, top).into_iter().map(|(id, logit)| (id, relative(logit))).collect(),
     }
 }
 
@@ -418,6 +319,7 @@ mod tests {
         };
         let mut texts = std::iter::repeat_n("one two three".to_owned(), 3);
         Worker {
+            drafter: None,
             runner: Runner::new(weights, Pool::new(2).unwrap(), 16, 16, KvType::F32),
             scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32, true),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),

@@ -110,7 +110,7 @@ fn grammars_work_alone_batched_and_with_guesses() {
                    "required": ["a", "b"], "additionalProperties": false }
     });
     let request = |seed: u64, guesses| EngineRequest {
-        prompt_lookup: Some(guesses),
+        guesses: Some(guesses),
         ..EngineRequest::new(
             prompt(20, 2),
             Sampling { grammar: Some(Grammar::JsonSchema(schema.clone())), ..warm(seed) },

@@ -310,7 +310,7 @@ fn guesses_save_steps_and_change_nothing() {
         let run = |guesses| {
             let before = engine.stats();
             let request = EngineRequest {
-                prompt_lookup: Some(guesses),
+                guesses: Some(guesses),
                 ..EngineRequest::new(prompt(40, 1), sampling.clone())
             };
             let tokens = collect(engine.submit(request)).unwrap();
@@ -323,6 +323,42 @@ fn guesses_save_steps_and_change_nothing() {
         assert!(right == 0 || fewer < steps, "{fewer} steps with {right} right guesses, {steps} without");
         assert!(sampling.temperature > 0.0 || right > 20, "{right} right guesses");
     }
+}
+
+#[test]
+fn a_smaller_model_guesses_and_changes_nothing() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    save(&config(Architecture::InternLm2), dir.path(), DType::F32);
+    save(&config(Architecture::Llama), other.path(), DType::F32);
+    let engine = load(dir.path());
+    let alone: Vec<_> = requests().iter().map(|(t, s)| generate(&engine, t, s.clone())).collect();
+    let with = |draft: &std::path::Path, base: EngineConfig| {
+        let config = EngineConfig { draft_model: Some(draft.to_path_buf()), ..base };
+        Engine::load(dir.path(), None, &config).unwrap()
+    };
+    for (what, draft, base) in [
+        ("another model", other.path(), engine_config()),
+        ("itself", dir.path(), engine_config()),
+        ("itself, chunked", dir.path(), EngineConfig { max_batch_tokens: 9, ..engine_config() }),
+    ] {
+        let engine = with(draft, base);
+        for again in 0..2 {
+            assert_eq!(together(&engine), alone, "{what}, {again}");
+        }
+        assert!(engine.stats().draft_tokens > 0, "{what}: {:?}", engine.stats());
+    }
+    // A model that guesses itself is always right.
+    let engine = with(dir.path(), engine_config());
+    assert_eq!(generate(&engine, &prompt(30, 1), greedy(40)).len(), 40);
+    let stats = engine.stats();
+    assert_eq!(stats.accepted_tokens, stats.draft_tokens, "{stats:?}");
+    assert!(stats.steps < 20, "{stats:?}");
+    let mut short = config(Architecture::Llama);
+    short.vocab_size -= 1;
+    save(&short, other.path(), DType::F32);
+    let config = EngineConfig { draft_model: Some(other.path().to_path_buf()), ..engine_config() };
+    let error = format!("{:#}", Engine::load(dir.path(), None, &config).err().unwrap());
+    assert!(error.contains("another vocabulary"), "{error}");
 }
 
 #[test]

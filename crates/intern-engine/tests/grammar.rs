@@ -102,6 +102,23 @@ fn what_must_come_is_not_computed() {
 }
 
 #[test]
+fn every_token_has_a_log_probability_and_a_forced_one_is_certain() {
+    let (_dir, engine) = engine();
+    let grammar = Some(Grammar::Regex("the cat sat on the (mat|dog) and".into()));
+    let sampling = Sampling { grammar, logprobs: Some(2), ..warm(1) };
+    let mut logprobs = Vec::new();
+    for event in engine.submit(EngineRequest::new(prompt(10, 1), sampling)) {
+        if let Event::Token { id, logprob, .. } = event {
+            let logprob = logprob.expect("asked for");
+            assert_eq!(logprob.id, id);
+            logprobs.push(logprob.logprob);
+        }
+    }
+    let certain = logprobs.iter().filter(|&&p| p == 0.0).count();
+    assert!(certain >= 4 && certain < logprobs.len(), "{logprobs:?}");
+}
+
+#[test]
 fn grammars_work_alone_batched_and_with_guesses() {
     let (_dir, engine) = engine();
     let schema = json!({

@@ -437,3 +437,48 @@ fn a_bad_parameter_is_found_before_anything_runs() {
     assert_eq!(receivers.into_iter().map(|r| collect(r).unwrap()).next().unwrap(), alone);
     assert!(!alone.contains(&71));
 }
+
+#[test]
+fn a_storm_of_requests_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(Architecture::InternLm2);
+    (config.head_dim, config.num_heads, config.num_kv_heads, config.hidden_size) = (128, 4, 4, 512);
+    save(&config, dir.path(), DType::F32);
+    // Little memory: sequences preempt each other; every step checks the blocks.
+    let small = EngineConfig { kv_memory_mb: 2, max_num_seqs: 6, prompt_lookup: 3, ..engine_config() };
+    let engine = Engine::load(dir.path(), None, &small).unwrap();
+    let mut rng = intern_kernels::rng::Rng::new(5, 5);
+    let mut kept = Vec::new();
+    for i in 0..60 {
+        let same_start = prompt(20, i % 4);
+        let tokens = [same_start, prompt(rng.range(1, 40) as usize, i)].concat();
+        let grammar = (i % 5 == 0).then(|| intern_lm::Grammar::Regex("[a-z ]{5,30}".into()));
+        let sampling = Sampling {
+            temperature: if i % 2 == 0 { 0.0 } else { 0.8 },
+            grammar,
+            seed: i,
+            ..greedy(rng.range(1, 40) as usize)
+        };
+        let late = (i % 7 == 0).then(|| Instant::now() + Duration::from_millis(rng.range(0, 200)));
+        let receiver = engine.submit(EngineRequest { deadline: late, ..EngineRequest::new(tokens, sampling) });
+        match rng.range(0, 3) {
+            0 => drop(receiver), // the client is gone at once,
+            1 => drop(receiver.recv()), // or after a first word,
+            _ => kept.push((late.is_some(), receiver)), // or stays
+        }
+    }
+    for (may_expire, receiver) in kept {
+        match collect(receiver) {
+            Ok(tokens) => assert!(!tokens.is_empty()),
+            Err(message) => assert!(may_expire && message == "expired", "{message}"),
+        }
+    }
+    let start = Instant::now();
+    while engine.stats().running + engine.stats().waiting > 0 {
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", engine.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let stats = engine.stats();
+    assert_eq!(stats.free_blocks, stats.num_blocks);
+    assert!(stats.prefix_hit_tokens > 0, "{stats:?}");
+}

@@ -3,22 +3,23 @@
 //! Requests go to the engine's thread (`worker`) through a channel; answers come back through
 //! one channel each. Knows token ids and text, no HTTP and no conversations.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::Gguf;
 use intern_kernels::pool::Pool;
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
-use intern_model::ModelConfig;
+use intern_model::{ModelConfig, RopeScaling};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::block_manager::BlockManager;
 use crate::check::Limits;
+use crate::draft::Drafter;
 use crate::gguf_model;
 use crate::prepare::Preparer;
 use crate::runner::Runner;
@@ -44,6 +45,19 @@ pub struct EngineConfig {
     pub kv_type: KvType,
     /// Longest prompt plus answer; the model's own limit if absent.
     pub max_context: Option<usize>,
+    /// Keep the blocks of earlier requests for later ones that begin the same way.
+    pub prefix_cache: bool,
+    /// Tokens to guess per step from what was said before, 0 for none. Changes no answer;
+    /// pays where answers repeat their prompts and few requests run.
+    pub prompt_lookup: usize,
+    /// A smaller model of the same tokenizer (checkpoint directory or GGUF file) that guesses
+    /// ahead instead. Changes no answer.
+    pub draft_model: Option<PathBuf>,
+    /// Tokens it guesses per step.
+    pub draft_tokens: usize,
+    /// While answers are being written, prompts are read in steps of about this many
+    /// milliseconds, so that the answers go on; 0 for no bound.
+    pub max_step_ms: u64,
 }
 
 /// How the cache keeps keys and values.
@@ -78,6 +92,11 @@ impl Default for EngineConfig {
             kv_memory_mb: 1024,
             kv_type: KvType::F16,
             max_context: None,
+            prefix_cache: true,
+            prompt_lookup: 0,
+            draft_model: None,
+            draft_tokens: 3,
+            max_step_ms: 250,
         }
     }
 }
@@ -100,6 +119,9 @@ pub struct EngineRequest {
     pub prompt_logits: bool,
     /// Return the mean of the prompt's final hidden states, of length 1; needs `max_tokens = 0`.
     pub embed: bool,
+    /// Tokens to guess per step; if absent, [`EngineConfig::draft_tokens`] with a smaller model
+    /// and [`EngineConfig::prompt_lookup`] without.
+    pub guesses: Option<usize>,
     /// When the request is given up, with [`Event::Expired`].
     pub deadline: Option<Instant>,
 }
@@ -229,6 +251,33 @@ struct Inner {
     stats: Arc<Mutex<Stats>>,
 }
 
+/// A model from disk.
+struct Loaded {
+    weights: Weights,
+    tokenizer: Tokenizer,
+    name: String,
+    eos_ids: Vec<u32>,
+}
+
+fn open(model: &Path, adapter: Option<&Path>, pool: &Pool) -> Result<Loaded> {
+    if model.is_file() {
+        ensure!(
+            adapter.is_none(),
+            "{}: an adapter cannot be merged into a GGUF file\n\
+             hint: `intern tune merge` it into the checkpoint, then quantize",
+            model.display()
+        );
+        let gguf = Arc::new(Gguf::open(model)?);
+        let tokenizer = Tokenizer::from_gguf(&gguf).with_context(|| model.display().to_string())?;
+        let (weights, facts) = gguf_model::load(&gguf, pool)?;
+        let name = facts.name.unwrap_or_else(|| file_name(model));
+        return Ok(Loaded { weights, tokenizer, name, eos_ids: facts.eos_ids });
+    }
+    let (weights, facts) = load_checkpoint(model, adapter)?;
+    let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
+    Ok(Loaded { weights, tokenizer, name: file_name(model), eos_ids: facts.eos_ids })
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         // Closing the channel ends the thread after the step it is in.
@@ -246,32 +295,30 @@ impl Engine {
     /// If files are missing or do not belong together; the message names them.
     pub fn load(model: &Path, adapter: Option<&Path>, config: &EngineConfig) -> Result<Self> {
         let pool = Pool::new(config.threads).context("starting the engine's threads")?;
-        if model.is_file() {
-            ensure!(
-                adapter.is_none(),
-                "{}: an adapter cannot be merged into a GGUF file\n\
-                 hint: `intern tune merge` it into the checkpoint, then quantize",
-                model.display()
-            );
-            let gguf = Arc::new(Gguf::open(model)?);
-            let tokenizer = Tokenizer::from_gguf(&gguf).with_context(|| model.display().to_string())?;
-            let (weights, facts) = gguf_model::load(&gguf, &pool)?;
-            let name = facts.name.unwrap_or_else(|| file_name(model));
-            return Self::start(weights, pool, tokenizer, name, facts.eos_ids, config);
-        }
-        let (weights, facts) = load_checkpoint(model, adapter)?;
-        let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
-        Self::start(weights, pool, tokenizer, file_name(model), facts.eos_ids, config)
+        let large = open(model, adapter, &pool)?;
+        let Some(path) = &config.draft_model else { return Self::start(large, None, pool, config) };
+        let pool_2 = Pool::new(config.threads).context("starting the engine's threads")?;
+        let small = open(path, None, &pool_2).context("loading draft_model")?;
+        let (a, b) = (&large.tokenizer, &small.tokenizer);
+        ensure!(
+            a.vocab_size() == b.vocab_size()
+                && (0..a.vocab_size() as u32).all(|id| a.token_bytes(id) == b.token_bytes(id))
+                && small.weights.config.vocab_size >= large.weights.config.vocab_size,
+            "draft_model = {} has another vocabulary than {}\n\
+             hint: use a smaller model of the same family",
+            path.display(),
+            model.display()
+        );
+        Self::start(large, Some((small.weights, pool_2)), pool, config)
     }
 
     fn start(
-        weights: Weights,
+        model: Loaded,
+        draft: Option<(Weights, Pool)>,
         pool: Pool,
-        tokenizer: Tokenizer,
-        name: String,
-        mut eos_ids: Vec<u32>,
         config: &EngineConfig,
     ) -> Result<Self> {
+        let Loaded { weights, tokenizer, name, mut eos_ids } = model;
         ensure!(config.block_size > 0, "block_size is 0, expected at least 1");
         ensure!(
             tokenizer.vocab_size() <= weights.config.vocab_size,
@@ -283,8 +330,13 @@ impl Engine {
             eos_ids = tokenizer.eos_id().into_iter().collect();
         }
         let model = weights.config.clone();
-        let per_position =
-            2 * model.num_layers * model.num_kv_heads * model.head_dim * config.kv_type.bytes();
+        let per_position = |model: &ModelConfig| {
+            2 * model.num_layers * model.num_kv_heads * model.head_dim * config.kv_type.bytes()
+        };
+        let models = || std::iter::once(&model).chain(draft.as_ref().map(|d| &d.0.config));
+        let per_position: usize = models().map(per_position).sum();
+        let dynamic = models().filter(|m| matches!(m.rope_scaling, RopeScaling::Dynamic { .. }));
+        let dynamic_rope = dynamic.map(|m| m.max_position_embeddings).min();
         let mut max_context = config.max_context.unwrap_or(model.max_position_embeddings).max(1);
         let wanted = max_context.saturating_mul(config.max_num_seqs.max(1)).div_ceil(config.block_size);
         let affordable = (config.kv_memory_mb << 20) / (per_position * config.block_size);
@@ -300,14 +352,26 @@ impl Engine {
         let limits = Limits { max_context, vocab_size: model.vocab_size };
 
         let blocks = BlockManager::new(num_blocks, config.block_size);
-        let weight_bytes = weights.nbytes();
+        let weight_bytes = weights.nbytes() + draft.as_ref().map_or(0, |d| d.0.nbytes());
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
+        let runner =
+            |weights, pool| Runner::new(weights, pool, num_blocks, config.block_size, config.kv_type);
         let worker = Worker {
-            runner: Runner::new(weights, pool, num_blocks, config.block_size, config.kv_type),
-            scheduler: Scheduler::new(blocks, config.max_num_seqs, config.max_batch_tokens),
+            drafter: draft
+                .map(|(weights, pool)| Drafter { runner: runner(weights, pool), most: config.draft_tokens }),
+            runner: runner(weights, pool),
+            scheduler: Scheduler::new(
+                blocks,
+                config.max_num_seqs,
+                config.max_batch_tokens,
+                config.prefix_cache,
+            ),
             tokenizer: tokenizer.clone(),
             eos_ids: eos_ids.clone(),
             limits,
+            prompt_lookup: config.prompt_lookup,
+            max_step: Duration::from_millis(config.max_step_ms),
+            dynamic_rope,
             published: stats.clone(),
             state: State::default(),
         };
@@ -320,7 +384,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 sender: Mutex::new(Some(sender)),
                 thread: Mutex::new(Some(thread)),
-                preparer: Preparer::new(&tokenizer),
+                preparer: Preparer::new(&tokenizer, &eos_ids),
                 tokenizer,
                 config: model,
                 name,

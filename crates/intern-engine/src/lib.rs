@@ -2,14 +2,18 @@
 //!
 //! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
 //! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
-//! `sampler` chooses, `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load
-//! checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
+//! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` and `draft` guess ahead,
+//! `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
+mod active;
 pub mod block_manager;
 mod check;
+mod compute;
+mod draft;
 mod engine;
 mod gguf_model;
+mod grammar;
 mod lm;
 mod penalties;
 mod prepare;
@@ -19,6 +23,7 @@ mod runner;
 mod sampler;
 pub mod scheduler;
 pub mod sequence;
+mod speculate;
 mod text;
 mod weights;
 mod worker;

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use intern_lm::Sampling;
 use intern_tokenizer::Tokenizer;
 
+use crate::grammar::{Constraint, Grammars};
+
 /// Made once per request.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Prepared {
+    /// The form the answer must have.
+    pub constraint: Option<Constraint>,
     /// Per token id: whether DRY begins anew behind it; empty without DRY.
     pub breakers: Arc<[bool]>,
 }
@@ -16,21 +20,26 @@ pub(crate) struct Prepared {
 /// Makes [`Prepared`].
 pub(crate) struct Preparer {
     tokenizer: Tokenizer,
+    grammars: Grammars,
 }
 
 impl Preparer {
-    pub fn new(tokenizer: &Tokenizer) -> Self {
-        Self { tokenizer: tokenizer.clone() }
+    /// `eos_ids` are the model's own ends of text.
+    pub fn new(tokenizer: &Tokenizer, eos_ids: &[u32]) -> Self {
+        let mut ends = eos_ids.to_vec();
+        ends.extend(tokenizer.end_ids().iter().filter(|id| !eos_ids.contains(id)));
+        Self { tokenizer: tokenizer.clone(), grammars: Grammars::new(tokenizer, &ends) }
     }
 
     /// Fails for a grammar that is not supported.
     pub fn prepare(&self, sampling: &Sampling) -> Result<Prepared> {
-        ensure!(sampling.grammar.is_none(), "grammars are not supported yet");
+        let constraint = |grammar| self.grammars.constraint(grammar, &sampling.stop_ids);
+        let constraint = sampling.grammar.as_ref().map(constraint).transpose()?;
         let breakers = match &sampling.dry {
             Some(dry) => self.breakers(&dry.sequence_breakers),
             None => Arc::default(),
         };
-        Ok(Prepared { breakers })
+        Ok(Prepared { constraint, breakers })
     }
 
     fn breakers(&self, texts: &[String]) -> Arc<[bool]> {

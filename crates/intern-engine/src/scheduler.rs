@@ -2,24 +2,36 @@
 //!
 //! `schedule → run → postprocess`: [`Scheduler::schedule`] hands out chunks under a token
 //! budget, the runner computes them, the engine appends the sampled tokens. Every decoding
-//! sequence comes first, one token each, then prompts in arrival order, cut to what is left;
-//! so a long prompt never stalls the others. When blocks run out, the youngest running
-//! sequence gives up its blocks and is recomputed later. Touches no tensors.
+//! sequence comes first, with its guesses; half of what is left goes to the oldest prompt, the
+//! other half to the shortest ones, so that a short prompt is read at once while a long one
+//! goes on. A prompt that begins like an earlier one takes over its blocks. When blocks run
+//! out, the youngest running sequence gives up its own and is recomputed later. Touches no
+//! tensors.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
-use crate::block_manager::BlockManager;
+use crate::block_manager::{BlockHash, BlockManager};
 use crate::sequence::{SeqId, Sequence};
 
-/// Consecutive pending tokens of one sequence.
+/// Consecutive tokens of one sequence: pending ones, then guesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// Whose.
     pub id: SeqId,
     /// Position of the first token.
     pub start: usize,
-    /// Number of tokens, at least 1.
+    /// Number of pending tokens, at least 1.
     pub len: usize,
+    /// Number of guesses behind them.
+    pub draft: usize,
+}
+
+impl Chunk {
+    /// Rows of the step.
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.len + self.draft
+    }
 }
 
 /// Sequences that wait and sequences that run, and the blocks they hold.
@@ -28,11 +40,16 @@ pub struct Scheduler {
     blocks: BlockManager,
     max_num_seqs: usize,
     max_batch_tokens: usize,
+    /// Prompt tokens of a step at most.
+    max_prompt_tokens: usize,
+    prefix_cache: bool,
     /// Arrival order; preempted sequences return to the front.
     waiting: VecDeque<Sequence>,
     /// Arrival order.
     running: Vec<Sequence>,
     num_preemptions: u64,
+    num_looked_up: u64,
+    num_hits: u64,
 }
 
 impl Scheduler {
@@ -40,16 +57,24 @@ impl Scheduler {
     ///
     /// The budget is raised to one token per sequence, so that none starves.
     #[must_use]
-    pub fn new(blocks: BlockManager, max_num_seqs: usize, max_batch_tokens: usize) -> Self {
+    pub fn new(
+        blocks: BlockManager,
+        max_num_seqs: usize,
+        max_batch_tokens: usize,
+        prefix_cache: bool,
+    ) -> Self {
         let max_num_seqs = max_num_seqs.max(1);
-        let max_batch_tokens = max_batch_tokens.max(max_num_seqs);
         Self {
             blocks,
             max_num_seqs,
-            max_batch_tokens,
+            max_batch_tokens: max_batch_tokens.max(max_num_seqs),
+            max_prompt_tokens: usize::MAX,
+            prefix_cache,
             waiting: VecDeque::new(),
             running: Vec::new(),
             num_preemptions: 0,
+            num_looked_up: 0,
+            num_hits: 0,
         }
     }
 
@@ -70,10 +95,10 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Sequences that run.
+    /// Sequences that run, in arrival order.
     #[must_use]
-    pub fn num_running(&self) -> usize {
-        self.running.len()
+    pub fn running(&self) -> &[Sequence] {
+        &self.running
     }
 
     /// Sequences that wait.
@@ -88,6 +113,12 @@ impl Scheduler {
         self.num_preemptions
     }
 
+    /// Prompt tokens looked up in the prefix cache, and those found.
+    #[must_use]
+    pub fn prefix_tokens(&self) -> (u64, u64) {
+        (self.num_looked_up, self.num_hits)
+    }
+
     /// The block manager, for its counts.
     #[must_use]
     pub fn blocks(&self) -> &BlockManager {
@@ -97,45 +128,127 @@ impl Scheduler {
     /// A running sequence.
     #[must_use]
     pub fn sequence(&self, id: SeqId) -> Option<&Sequence> {
-        self.running.iter().find(|s| s.id == id)
+        self.position(id).map(|i| &self.running[i])
+    }
+
+    fn position(&self, id: SeqId) -> Option<usize> {
+        self.running.binary_search_by_key(&id, |s| s.id).ok()
     }
 
     /// The next step: at least one chunk unless idle, and blocks for every position in it.
     pub fn schedule(&mut self) -> Vec<Chunk> {
-        let mut budget = self.max_batch_tokens;
-        let mut chunks = Vec::new();
+        let mut step = Step { chunks: Vec::new(), budget: self.max_batch_tokens };
         let preemptions = self.num_preemptions;
-        for decoding in [true, false] {
-            let mut i = 0;
-            while i < self.running.len() && budget > 0 {
-                let sequence = &self.running[i];
-                let len = sequence.pending().min(budget);
-                let (id, start) = (sequence.id, sequence.computed);
-                if sequence.is_decoding() == decoding
-                    && self.make_room(i, start + len, &mut chunks, &mut budget)
-                {
-                    chunks.push(Chunk { id, start, len });
-                    budget -= len;
-                }
-                i += 1;
+        let decoding: Vec<SeqId> = self.running.iter().filter(|s| s.is_decoding()).map(|s| s.id).collect();
+        for (i, &id) in decoding.iter().enumerate() {
+            // One token each is certain; who has more pending leaves that much to the others.
+            let others = decoding.len() - i - 1;
+            self.take(id, step.budget - others, &mut step);
+        }
+        self.add_drafts(&mut step);
+        if preemptions == self.num_preemptions {
+            self.admit();
+        }
+        let grants = self.share_out(step.budget.min(self.max_prompt_tokens));
+        for (id, len) in grants {
+            self.take(id, len, &mut step);
+        }
+        step.chunks
+    }
+
+    /// Adds up to `most` pending tokens of a sequence to the step, if they get blocks.
+    fn take(&mut self, id: SeqId, most: usize, step: &mut Step) {
+        let Some(i) = self.position(id) else { return }; // gave up its blocks in this step
+        let start = self.running[i].computed;
+        let len = self.running[i].pending().min(most).min(step.budget);
+        if len > 0 && self.make_room(i, start + len, step) {
+            step.chunks.push(Chunk { id, start, len, draft: 0 });
+            step.budget -= len;
+        }
+    }
+
+    /// Adds guesses behind newest tokens as far as budget and free blocks go.
+    fn add_drafts(&mut self, step: &mut Step) {
+        for chunk in &mut step.chunks {
+            let i = self
+                .running
+                .binary_search_by_key(&chunk.id, |s| s.id)
+                .expect("chunks are of running sequences");
+            let sequence = &mut self.running[i];
+            let len = sequence.tokens.len();
+            if chunk.start + chunk.len < len {
+                continue;
+            }
+            // The last token of all is sampled, never read.
+            let most = sequence.draft.len().min(step.budget).min(sequence.max_len.saturating_sub(len + 1));
+            if self.blocks.grow(&mut sequence.table, len + most) {
+                chunk.draft = most;
+                step.budget -= most;
             }
         }
-        while budget > 0 && preemptions == self.num_preemptions && self.running.len() < self.max_num_seqs {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
+    }
+
+    /// Lets waiting sequences run, first come first served, as far as their prompts find blocks.
+    fn admit(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let block_size = self.blocks.block_size();
+        let mut being_read: HashSet<BlockHash> = HashSet::new();
+        for s in self.running.iter().filter(|s| !s.is_decoding()) {
+            being_read.extend(&s.hashes[s.published..]);
+        }
+        let mut i = 0;
+        while i < self.waiting.len() && self.running.len() < self.max_num_seqs {
+            let unclaimed = self.unclaimed();
+            let sequence = &mut self.waiting[i];
+            let (mut found, mut idle) = (0, 0);
+            if self.prefix_cache {
+                sequence.name_blocks(block_size, sequence.tokens.len());
+                let names = &sequence.hashes[..sequence.reusable_blocks(block_size)];
+                (found, idle) = self.blocks.lookup(names);
+                if names.get(found).is_some_and(|next| being_read.contains(next)) {
+                    i += 1; // someone reads the same right now: take it over in a moment
+                    continue;
+                }
+            }
             // The whole prompt and its first answer must fit, or admission would only preempt.
             let whole = sequence.max_len.min(sequence.tokens.len() + 1);
-            let len = sequence.pending().min(budget);
-            if self.blocks.blocks_for(whole) > self.unclaimed() || !self.blocks.grow(&mut sequence.table, len)
-            {
-                self.waiting.push_front(sequence);
+            if self.blocks.blocks_for(whole) - found + idle > unclaimed {
                 break;
             }
-            chunks.push(Chunk { id: sequence.id, start: 0, len });
-            budget -= len;
+            let mut sequence = self.waiting.remove(i).expect("below the length");
+            sequence.table = self.blocks.share(&sequence.hashes[..found]);
+            (sequence.computed, sequence.published) = (found * block_size, found);
+            if self.prefix_cache && sequence.num_generated() == 0 {
+                sequence.cached = sequence.computed;
+                self.num_looked_up += sequence.tokens.len() as u64;
+                self.num_hits += sequence.computed as u64;
+            }
+            being_read.extend(&sequence.hashes[found..]);
             let at = self.running.partition_point(|s| s.id < sequence.id);
             self.running.insert(at, sequence);
         }
-        chunks
+    }
+
+    /// Who reads how much of their prompts: half for the oldest, the rest for the shortest first,
+    /// what remains for the oldest again.
+    fn share_out(&self, budget: usize) -> Vec<(SeqId, usize)> {
+        let mut prompts: Vec<(usize, SeqId)> =
+            self.running.iter().filter(|s| !s.is_decoding()).map(|s| (s.pending(), s.id)).collect();
+        let Some(&(pending, oldest)) = prompts.first() else { return Vec::new() };
+        let mut grants = vec![(oldest, pending.min(budget.div_ceil(2)))];
+        let mut rest = budget - grants[0].1;
+        prompts.remove(0);
+        prompts.sort_unstable();
+        for (pending, id) in prompts {
+            let len = pending.min(rest);
+            rest -= len;
+            grants.push((id, len));
+        }
+        grants[0].1 += rest;
+        grants.sort_unstable();
+        grants
     }
 
     /// Free blocks that no admitted prompt still needs.
@@ -148,12 +261,9 @@ impl Scheduler {
     ///
     /// Chunks of sequences that lose their blocks leave the step. Only a younger sequence can
     /// fail: the oldest may take everything, and everything suffices for one.
-    fn make_room(&mut self, i: usize, len: usize, chunks: &mut Vec<Chunk>, budget: &mut usize) -> bool {
+    fn make_room(&mut self, i: usize, len: usize, step: &mut Step) -> bool {
         loop {
-            let mut table = std::mem::take(&mut self.running[i].table);
-            let grown = self.blocks.grow(&mut table, len);
-            self.running[i].table = table;
-            if grown {
+            if self.blocks.grow(&mut self.running[i].table, len) {
                 return true;
             }
             if self.running.len() == i + 1 {
@@ -161,36 +271,70 @@ impl Scheduler {
             }
             let mut victim = self.running.pop().expect("sequence i is another one");
             self.blocks.release(&mut victim.table);
-            victim.computed = 0;
-            if let Some(at) = chunks.iter().position(|c| c.id == victim.id) {
-                *budget += chunks.remove(at).len;
+            victim.restart();
+            if let Some(at) = step.chunks.iter().position(|c| c.id == victim.id) {
+                step.budget += step.chunks.remove(at).num_rows();
             }
             self.num_preemptions += 1;
             self.waiting.push_front(victim);
         }
     }
 
-    /// Records that the model has seen a chunk; true when its last token is the sequence's
-    /// newest, so that a next token may be sampled. False for a sequence that left meanwhile.
+    /// Records that the model has seen a chunk; true when its last pending token is the
+    /// sequence's newest, so that a next token may be sampled. False for a sequence that left.
     pub fn computed(&mut self, chunk: &Chunk) -> bool {
-        let Some(sequence) = self.running.iter_mut().find(|s| s.id == chunk.id) else { return false };
+        let Some(i) = self.position(chunk.id) else { return false };
+        let sequence = &mut self.running[i];
         assert_eq!(sequence.computed, chunk.start, "chunks come in order");
         sequence.computed += chunk.len;
-        sequence.pending() == 0
+        sequence.draft.clear();
+        self.publish(i);
+        self.running[i].pending() == 0
     }
 
-    /// Appends a sampled token; false when the sequence has reached its `max_len`.
-    pub fn append(&mut self, id: SeqId, token: u32) -> bool {
-        let sequence =
-            self.running.iter_mut().find(|s| s.id == id).expect("only running sequences are sampled");
-        assert_eq!(sequence.pending(), 0, "a token follows what was computed");
-        sequence.tokens.push(token);
-        sequence.tokens.len() < sequence.max_len
+    /// Appends tokens, the first `computed` of which the model has seen as guesses; false when
+    /// the sequence has reached its `max_len`.
+    pub fn append(&mut self, id: SeqId, tokens: &[u32], computed: usize) -> bool {
+        let i = self.position(id).expect("only running sequences are sampled");
+        let sequence = &mut self.running[i];
+        assert_eq!(sequence.pending(), 0, "tokens follow what was computed");
+        assert!(computed < tokens.len(), "the newest token is never computed yet");
+        sequence.tokens.extend_from_slice(tokens);
+        sequence.computed += computed;
+        let room = sequence.tokens.len() < sequence.max_len;
+        self.publish(i);
+        room
+    }
+
+    /// Bounds the prompt tokens of the next steps; at least one is read all the same.
+    pub fn limit_prompts(&mut self, most: usize) {
+        self.max_prompt_tokens = most.max(1);
+    }
+
+    /// Guesses for the next step; unless it is used then, it is dropped.
+    pub fn set_draft(&mut self, id: SeqId, draft: Vec<u32>) {
+        if let Some(i) = self.position(id) {
+            self.running[i].draft = draft;
+        }
+    }
+
+    /// Makes newly filled blocks known.
+    fn publish(&mut self, i: usize) {
+        if !self.prefix_cache {
+            return;
+        }
+        let (sequence, block_size) = (&mut self.running[i], self.blocks.block_size());
+        let full = sequence.computed / block_size;
+        sequence.name_blocks(block_size, sequence.computed);
+        for block in sequence.published..full {
+            self.blocks.publish(sequence.table[block], sequence.hashes[block]);
+        }
+        sequence.published = full;
     }
 
     /// Takes a sequence out, wherever it is, and its blocks back.
     pub fn remove(&mut self, id: SeqId) -> Option<Sequence> {
-        let mut sequence = match self.running.iter().position(|s| s.id == id) {
+        let mut sequence = match self.position(id) {
             Some(i) => self.running.remove(i),
             None => {
                 let i = self.waiting.iter().position(|s| s.id == id)?;
@@ -206,131 +350,25 @@ impl Scheduler {
         let all = || self.running.iter().chain(&self.waiting);
         self.blocks.check_integrity(all().map(|s| s.table.as_slice()));
         assert!(
-            self.waiting.iter().all(|s| s.table.is_empty() && s.computed == 0),
+            self.waiting.iter().all(|s| s.table.is_empty() && s.computed == 0 && s.published == 0),
             "who waits holds nothing"
         );
         assert!(self.running.is_sorted_by_key(|s| s.id), "running sequences are in arrival order");
         for s in &self.running {
             assert!(s.computed <= s.tokens.len() && s.tokens.len() <= s.max_len);
             assert!(s.table.len() >= self.blocks.blocks_for(s.computed), "computed positions have blocks");
+            assert!(s.published <= s.computed / self.blocks.block_size(), "only full blocks are known");
+            assert!(s.published <= s.hashes.len(), "known blocks have names");
         }
     }
+}
+
+/// A step in the making.
+struct Step {
+    chunks: Vec<Chunk>,
+    /// Rows left.
+    budget: usize,
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn sequence(id: SeqId, prompt: usize, max_tokens: usize) -> Sequence {
-        Sequence::new(id, vec![7; prompt], prompt + max_tokens)
-    }
-
-    /// Runs one step as the engine would; returns the chunks and the ids that ended.
-    fn step(s: &mut Scheduler, budget: usize) -> (Vec<Chunk>, Vec<SeqId>) {
-        let chunks = s.schedule();
-        s.check_integrity();
-        assert!(chunks.iter().map(|c| c.len).sum::<usize>() <= budget);
-        assert!(!chunks.is_empty() || s.is_idle(), "work that waits makes progress");
-        let mut ended = Vec::new();
-        for chunk in &chunks {
-            let seq = s.sequence(chunk.id).expect("scheduled sequences run");
-            assert_eq!(chunk.start, seq.computed);
-            assert!(seq.table.len() >= s.blocks().blocks_for(chunk.start + chunk.len));
-            let fits = seq.tokens.len() < seq.max_len;
-            if s.computed(chunk) && (!fits || !s.append(chunk.id, 1)) {
-                ended.push(chunk.id);
-                s.remove(chunk.id);
-            }
-        }
-        s.check_integrity();
-        (chunks, ended)
-    }
-
-    proptest! {
-        #[test]
-        fn every_sequence_ends_whatever_the_load(
-            num_blocks in 4usize..20,
-            block_size in 1usize..5,
-            max_num_seqs in 1usize..6,
-            budget in 1usize..20,
-            arrivals in prop::collection::vec((1usize..30, 0usize..20, 0usize..4, any::<bool>()), 1..20),
-        ) {
-            let capacity = num_blocks * block_size;
-            let mut s = Scheduler::new(BlockManager::new(num_blocks, block_size), max_num_seqs, budget);
-            let budget = budget.max(max_num_seqs);
-            let (mut expected, mut ended) = (Vec::new(), Vec::new());
-            for (id, (prompt, more, steps, cancel)) in arrivals.into_iter().enumerate() {
-                let prompt = prompt.min(capacity);
-                s.add(sequence(id as SeqId, prompt, more.min(capacity - prompt)));
-                for _ in 0..steps {
-                    ended.extend(step(&mut s, budget).1);
-                }
-                if cancel && s.remove(id as SeqId).is_some() {
-                    continue;
-                }
-                expected.push(id as SeqId);
-            }
-            for _ in 0..100_000 {
-                if s.is_idle() {
-                    break;
-                }
-                ended.extend(step(&mut s, budget).1);
-            }
-            prop_assert!(s.is_idle());
-            prop_assert_eq!(s.blocks().num_free(), num_blocks);
-            ended.sort_unstable();
-            prop_assert_eq!(ended, expected);
-        }
-    }
-
-    #[test]
-    fn decoding_goes_first_and_a_long_prompt_gets_the_rest() {
-        let mut s = Scheduler::new(BlockManager::new(100, 4), 8, 10);
-        s.add(sequence(0, 3, 10));
-        s.add(sequence(1, 50, 10));
-        let (chunks, _) = step(&mut s, 10);
-        assert_eq!(chunks, [Chunk { id: 0, start: 0, len: 3 }, Chunk { id: 1, start: 0, len: 7 }]);
-        let (chunks, _) = step(&mut s, 10);
-        assert_eq!(chunks, [Chunk { id: 0, start: 3, len: 1 }, Chunk { id: 1, start: 7, len: 9 }]);
-        // A newcomer waits for budget, not for the long prompt's end.
-        s.add(sequence(2, 2, 1));
-        let (chunks, _) = step(&mut s, 10);
-        assert_eq!(chunks[0].id, 0);
-        assert_eq!(chunks[1], Chunk { id: 1, start: 16, len: 9 });
-    }
-
-    #[test]
-    fn the_youngest_gives_way_and_is_recomputed() {
-        let mut s = Scheduler::new(BlockManager::new(4, 2), 8, 16);
-        s.add(sequence(0, 3, 5));
-        s.add(sequence(1, 3, 1));
-        let mut ended = Vec::new();
-        for _ in 0..40 {
-            if s.is_idle() {
-                break;
-            }
-            ended.extend(step(&mut s, 16).1);
-        }
-        assert_eq!(ended.len(), 2);
-        assert!(s.is_idle());
-        let mut s = Scheduler::new(BlockManager::new(4, 2), 8, 16);
-        s.add(sequence(0, 3, 5));
-        s.add(sequence(1, 3, 5));
-        while !s.is_idle() {
-            step(&mut s, 16);
-        }
-        assert!(s.num_preemptions() > 0, "eight positions cannot hold both");
-    }
-
-    #[test]
-    fn admission_is_first_come_first_served() {
-        let mut s = Scheduler::new(BlockManager::new(4, 2), 8, 16);
-        s.add(sequence(0, 5, 1));
-        s.add(sequence(1, 6, 1));
-        s.add(sequence(2, 1, 1)); // would fit, but came later
-        let (chunks, _) = step(&mut s, 16);
-        assert_eq!(chunks.iter().map(|c| c.id).collect::<Vec<_>>(), [0]);
-    }
-}
+mod tests;

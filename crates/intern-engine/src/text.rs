@@ -18,6 +18,14 @@ impl TextStream {
         Self { decoder: tokenizer.stream(!keep_special), stops, held: String::new(), stopped: false }
     }
 
+    /// Keeps a space at the very start, which some tokenizers' decoders drop.
+    pub fn keep_leading_space(&mut self, tokenizer: &Tokenizer) {
+        // Behind a letter nothing is at the start any more.
+        if let Some(letter) = tokenizer.token_to_id("a") {
+            let _ = self.decoder.push(letter);
+        }
+    }
+
     /// Takes a token; returns the text that is certain now.
     pub fn push(&mut self, id: u32) -> String {
         // A token our decoder cannot express decodes to nothing; the ids are reported anyway.

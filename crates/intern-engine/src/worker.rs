@@ -1,26 +1,32 @@
 //! The engine's thread: `schedule → run → postprocess`, over and over.
 //!
 //! Takes submissions between steps, hands out events after each. A panic in a step fails the
-//! requests of that step and nothing else; a listener that is gone cancels its request.
+//! requests of that step and nothing else; a listener that is gone cancels its request, a
+//! deadline that has passed ends it.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use intern_kernels::sampling::{argmax, log_sum_exp, top_k};
-use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
 use intern_tokenizer::Tokenizer;
 
+use crate::active::{Active, End, Outcome, Vocabulary};
 use crate::check::Limits;
-use crate::engine::{EngineRequest, Event, Listener, Stats, TokenScore};
-use crate::penalties::Said;
+use crate::draft::Drafter;
+use crate::engine::{EngineRequest, Event, Listener, Stats};
 use crate::prepare::Prepared;
-use crate::runner::{Row, Runner};
-use crate::sampler::{Choice, sample};
+use crate::runner::Runner;
 use crate::scheduler::{Chunk, Scheduler};
 use crate::sequence::{SeqId, Sequence};
-use crate::text::TextStream;
+
+/// How long a request may hear nothing, so that one whose client is gone is noticed.
+const SILENCE: Duration = Duration::from_millis(20);
+/// Rows of a step up to which guesses are worth their computation.
+const GUESS_ROWS: usize = 8;
+/// Prompt tokens that every step reads, however slow the model is.
+const MIN_PROMPT_TOKENS: usize = 8;
 
 /// A request on its way to the thread.
 pub(crate) struct Submission {
@@ -29,26 +35,21 @@ pub(crate) struct Submission {
     pub listener: Listener,
 }
 
-/// What the thread knows of a request besides its sequence.
-struct Active {
-    request: EngineRequest,
-    prepared: Prepared,
-    listener: Listener,
-    text: TextStream,
-    scores: Vec<TokenScore>,
-    logits: Vec<f32>,
-    /// Sum of the final hidden states of the first `pooled` prompt tokens, in order.
-    hidden: Vec<f64>,
-    pooled: usize,
-}
-
 /// The engine's thread.
 pub(crate) struct Worker {
     pub runner: Runner,
+    /// Makes guesses, if there is a smaller model.
+    pub drafter: Option<Drafter>,
     pub scheduler: Scheduler,
     pub tokenizer: Tokenizer,
     pub eos_ids: Vec<u32>,
     pub limits: Limits,
+    /// Guesses per step where a request names none.
+    pub prompt_lookup: usize,
+    /// How long a step may keep answers waiting; zero for no bound.
+    pub max_step: Duration,
+    /// With RoPE that depends on the prompt's length: the length up to which it does not.
+    pub dynamic_rope: Option<usize>,
     pub published: Arc<Mutex<Stats>>,
     pub state: State,
 }
@@ -56,25 +57,11 @@ pub(crate) struct Worker {
 /// What changes from step to step besides the scheduler.
 #[derive(Default)]
 pub(crate) struct State {
-    requests: HashMap<SeqId, Active>,
+    pub requests: BTreeMap<SeqId, Active>,
     next_id: SeqId,
     stats: Stats,
-}
-
-/// Why a row's logits are wanted, and what became of them.
-enum Wanted {
-    /// Sample the token after the sequence's newest.
-    Next,
-    /// Score the prompt token that follows.
-    Score(u32),
-    /// Hand out the logits, and score the token that follows if there is one to score.
-    Logits(Option<u32>),
-}
-
-enum Outcome {
-    Chosen(Choice),
-    Scored(TokenScore),
-    Logits(Vec<f32>, Option<TokenScore>),
+    /// Seconds per row of recent steps.
+    row_time: f64,
 }
 
 impl Worker {
@@ -97,46 +84,63 @@ impl Worker {
     }
 
     /// Queues a request that was checked.
-    fn accept(&mut self, Submission { request, prepared, listener }: Submission) {
+    fn accept(&mut self, Submission { request, mut prepared, listener }: Submission) {
         let id = self.state.next_id;
         self.state.next_id += 1;
         let n = request.tokens.len();
         let max_len = n.saturating_add(request.sampling.max_tokens).min(self.limits.max_context);
-        self.scheduler.add(Sequence::new(id, request.tokens.clone(), max_len));
-        let text = TextStream::new(&self.tokenizer, request.sampling.keep_special, &request.sampling.stop);
-        let active = Active {
-            request,
-            prepared,
-            listener,
-            text,
-            scores: Vec::new(),
-            logits: Vec::new(),
-            hidden: Vec::new(),
-            pooled: 0,
+        let opening = match prepared.constraint.as_mut().map(|c| c.forced()) {
+            None => Vec::new(),
+            Some(Ok(forced)) => forced,
+            Some(Err(error)) => {
+                listener(Event::Error(format!("{error:#}")));
+                return;
+            }
         };
+        let opened = opening.len().min(max_len - n);
+        let mut sequence = Sequence::new(id, [&request.tokens[..], &opening[..opened]].concat(), max_len);
+        sequence.prompt_len = n;
+        sequence.reusable = match request.score_from {
+            _ if request.prompt_logits || request.embed => 0,
+            Some(from) => from - 1,
+            None => usize::MAX,
+        };
+        sequence.salt = self.dynamic_rope.filter(|&len| n > len).map_or(0, |_| n as u64);
+        self.scheduler.add(sequence);
+        let guesses = self.drafter.as_ref().map_or(self.prompt_lookup, |drafter| drafter.most);
+        let active = Active::new(request, prepared, listener, &self.tokenizer, opening, guesses);
         self.state.requests.insert(id, active);
     }
 
     /// Makes the counts visible to other threads.
     fn publish(&mut self) {
-        let blocks = self.scheduler.blocks();
-        (self.state.stats.free_blocks, self.state.stats.num_blocks) =
-            (blocks.num_free(), blocks.num_blocks());
-        (self.state.stats.running, self.state.stats.waiting) =
-            (self.scheduler.num_running(), self.scheduler.num_waiting());
-        self.state.stats.preemptions = self.scheduler.num_preemptions();
-        *self.published.lock().expect("no code panics while holding this lock") = self.state.stats;
+        let (scheduler, stats) = (&self.scheduler, &mut self.state.stats);
+        let blocks = scheduler.blocks();
+        (stats.free_blocks, stats.num_blocks) = (blocks.num_free(), blocks.num_blocks());
+        (stats.running, stats.waiting) = (scheduler.running().len(), scheduler.num_waiting());
+        stats.preemptions = scheduler.num_preemptions();
+        (stats.prefix_lookup_tokens, stats.prefix_hit_tokens) = scheduler.prefix_tokens();
+        *self.published.lock().expect("no code panics while holding this lock") = *stats;
     }
 
     /// schedule → run → postprocess.
     fn step(&mut self) {
-        let chunks = self.scheduler.schedule();
+        self.expire();
+        self.pace();
+        let mut chunks = self.scheduler.schedule();
+        self.visit_waiting(&chunks);
         self.state.stats.steps += 1;
         #[cfg(debug_assertions)]
         self.scheduler.check_integrity();
-        let outcomes = catch_unwind(AssertUnwindSafe(|| self.compute(&chunks)));
+        let start = Instant::now();
+        let outcomes = catch_unwind(AssertUnwindSafe(|| {
+            self.draft(&mut chunks);
+            let masks = self.masks(&mut chunks);
+            self.compute(&chunks, &masks)
+        }));
         match outcomes {
             Ok(outcomes) => {
+                self.measure(&chunks, start.elapsed());
                 let mut outcomes = outcomes.into_iter().peekable();
                 for chunk in &chunks {
                     let mine =
@@ -144,191 +148,116 @@ impl Worker {
                     let mine: Vec<Outcome> = mine.collect();
                     self.postprocess(chunk, mine);
                 }
-                self.publish();
             }
             Err(panic) => {
                 let message = panic_message(&panic);
                 tracing::error!("a step of the engine panicked: {message}");
                 for chunk in &chunks {
-                    self.scheduler.remove(chunk.id);
-                    if let Some(active) = self.state.requests.remove(&chunk.id) {
-                        (active.listener)(Event::Error(format!("internal error in the engine: {message}")));
-                    }
+                    self.end(chunk.id, End::Failed(format!("internal error in the engine: {message}")));
                 }
-                self.publish();
             }
         }
+        self.publish();
     }
 
-    /// Runs the chunks; outcomes in their order.
-    fn compute(&mut self, chunks: &[Chunk]) -> Vec<(SeqId, Outcome)> {
-        let (mut rows, mut tables, mut outputs, mut wanted) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (i, chunk) in chunks.iter().enumerate() {
-            let sequence = self.scheduler.sequence(chunk.id).expect("scheduled sequences run");
-            let active = &self.state.requests[&chunk.id];
-            tables.push(sequence.table.as_slice());
-            for position in chunk.start..chunk.start + chunk.len {
-                let rope_len = sequence.prompt_len.max(position + 1);
-                if let Some(want) = self.want(active, sequence, position) {
-                    outputs.push(rows.len());
-                    wanted.push((chunk.id, want, sequence));
+    /// Ends what is past its deadline.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let is_late = |active: &Active| active.request.deadline.is_some_and(|deadline| now >= deadline);
+        let late: Vec<SeqId> =
+            self.state.requests.iter().filter(|(_, active)| is_late(active)).map(|(&id, _)| id).collect();
+        late.into_iter().for_each(|id| self.end(id, End::Expired));
+    }
+
+    /// Ends what is not in this step and has no listener any more.
+    fn visit_waiting(&mut self, chunks: &[Chunk]) {
+        let mut gone = Vec::new();
+        for (&id, active) in &mut self.state.requests {
+            if active.heard.elapsed() > SILENCE && chunks.iter().all(|c| c.id != id) {
+                let total = active.request.tokens.len();
+                let done = self.scheduler.sequence(id).map_or(0, |s| s.computed.min(total));
+                if !active.tell(Event::Prefill { done, total }) {
+                    gone.push(id);
                 }
-                rows.push(Row { token: sequence.tokens[position], position, rope_len, sequence: i });
             }
         }
-        let requests = &self.state.requests;
-        let facts = |id| {
-            let active: &Active = &requests[id];
-            (&active.request.sampling, active.request.score_top, &active.prepared)
-        };
-        let facts: Vec<(&Sampling, usize, &Prepared)> = wanted.iter().map(|(id, _, _)| facts(id)).collect();
-        let consume = |i: usize, logits: &mut [f32]| {
-            let (_, want, sequence) = &wanted[i];
-            let (sampling, top, prepared) = facts[i];
-            match want {
-                Wanted::Next => {
-                    let (tokens, prompt_len) = (&sequence.tokens[..], sequence.prompt_len);
-                    let said = Said { tokens, prompt_len, breakers: &prepared.breakers };
-                    Outcome::Chosen(sample(logits, sampling, said))
-                }
-                Wanted::Score(id) => Outcome::Scored(score(logits, *id, top)),
-                Wanted::Logits(id) => Outcome::Logits(logits.to_vec(), id.map(|id| score(logits, id, top))),
-            }
-        };
-        let outcomes = self.runner.step(&rows, &tables, &outputs, consume);
-        let outcomes = wanted.iter().map(|(id, _, _)| *id).zip(outcomes).collect();
-        self.pool(chunks);
-        outcomes
+        gone.into_iter().for_each(|id| self.end(id, End::Gone));
     }
 
-    /// Adds the final hidden states of this step to the requests that want their mean.
-    fn pool(&mut self, chunks: &[Chunk]) {
-        let mut row = 0;
-        for chunk in chunks {
-            let active = self.state.requests.get_mut(&chunk.id).expect("scheduled requests are active");
-            for position in chunk.start..chunk.start + chunk.len {
-                // After preemption positions come again.
-                if active.request.embed && position == active.pooled {
-                    let hidden = self.runner.hidden(row);
-                    active.hidden.resize(hidden.len(), 0.0);
-                    active.hidden.iter_mut().zip(&hidden).for_each(|(sum, &x)| *sum += f64::from(x));
-                    active.pooled += 1;
-                }
-                row += 1;
-            }
+    /// Bounds the prompts of a step where answers wait for it.
+    fn pace(&mut self) {
+        let writing = self.scheduler.running().iter().any(Sequence::is_decoding);
+        let bounded = writing && !self.max_step.is_zero() && self.state.row_time > 0.0;
+        let most = match bounded {
+            true => ((self.max_step.as_secs_f64() / self.state.row_time) as usize).max(MIN_PROMPT_TOKENS),
+            false => usize::MAX,
+        };
+        self.scheduler.limit_prompts(most);
+    }
+
+    /// Learns how long rows take, from steps in which prompts are read.
+    fn measure(&mut self, chunks: &[Chunk], time: Duration) {
+        let rows: usize = chunks.iter().map(Chunk::num_rows).sum();
+        if rows >= MIN_PROMPT_TOKENS {
+            let now = time.as_secs_f64() / rows as f64;
+            let before = self.state.row_time;
+            self.state.row_time = if before == 0.0 { now } else { 0.75 * before + 0.25 * now };
         }
     }
 
     /// Hands out what a chunk brought and ends its request if it is complete.
     fn postprocess(&mut self, chunk: &Chunk, outcomes: Vec<Outcome>) {
+        let Some(sequence) = self.scheduler.sequence(chunk.id) else { return };
+        let draft = sequence.draft[..chunk.draft].to_vec();
         let up_to_date = self.scheduler.computed(chunk);
         let Some(active) = self.state.requests.get_mut(&chunk.id) else { return };
-        let mut chosen = None;
-        for outcome in outcomes {
-            match outcome {
-                Outcome::Chosen(choice) => chosen = Some(choice),
-                Outcome::Scored(score) => active.scores.push(score),
-                Outcome::Logits(logits, score) => {
-                    active.logits.extend(logits);
-                    active.scores.extend(score);
-                }
-            }
-        }
+        let choices = active.keep(outcomes);
+        let stats = &mut self.state.stats;
         let total = active.request.tokens.len();
-        let mut listening = true;
         if chunk.start < total {
-            self.state.stats.prompt_tokens += chunk.len as u64;
             let done = (chunk.start + chunk.len).min(total);
-            listening = (active.listener)(Event::Prefill { done, total });
-        }
-        let mut finish = None;
-        if up_to_date && listening {
-            match chosen {
-                None => finish = Some(FinishReason::Length), // nothing was to be generated
-                Some(choice) => {
-                    let id = choice.id;
-                    let is_end = !active.request.sampling.ignore_eos
-                        && (self.eos_ids.contains(&id) || active.request.sampling.stop_ids.contains(&id));
-                    let logprob = choice.logprob.map(|l| named(&self.tokenizer, id, l));
-                    let text = if is_end { String::new() } else { active.text.push(id) };
-                    listening = (active.listener)(Event::Token { id, text, logprob });
-                    self.state.stats.generated_tokens += 1;
-                    let room = self.scheduler.append(chunk.id, id);
-                    finish = if is_end || active.text.stopped() {
-                        Some(FinishReason::Stop)
-                    } else {
-                        (!room).then_some(FinishReason::Length)
-                    };
-                }
+            stats.prompt_tokens += (done - chunk.start) as u64;
+            if !active.tell(Event::Prefill { done, total }) {
+                self.end(chunk.id, End::Gone);
+                return;
             }
         }
-        if !listening {
-            self.scheduler.remove(chunk.id);
-            self.state.requests.remove(&chunk.id);
-        } else if let Some(finish) = finish {
-            let sequence = self.scheduler.remove(chunk.id).expect("it was computed");
-            let mut active = self.state.requests.remove(&chunk.id).expect("found above");
-            let usage = Usage { prompt_tokens: total, completion_tokens: sequence.num_generated() };
-            let text = active.text.finish();
-            let finish = if active.text.stopped() { FinishReason::Stop } else { finish };
-            let (scores, logits) = (active.scores, active.logits);
-            self.publish(); // who hears of the end sees the blocks free
-            let embedding = unit_length(&active.hidden);
-            let cached_tokens = 0;
-            (active.listener)(Event::Done { text, finish, usage, scores, logits, embedding, cached_tokens });
+        if !up_to_date {
+            return;
+        }
+        let vocabulary = Vocabulary { tokenizer: &self.tokenizer, eos_ids: &self.eos_ids };
+        let sequence = self.scheduler.sequence(chunk.id).expect("it was just computed");
+        let added = active.take(choices, &draft, sequence, &vocabulary);
+        stats.generated_tokens += added.tokens.len() as u64;
+        stats.draft_tokens += draft.len() as u64;
+        stats.accepted_tokens += added.right as u64;
+        active.guesser.learn(draft.len(), added.right);
+        if !added.tokens.is_empty() {
+            self.scheduler.append(chunk.id, &added.tokens, added.right.min(added.tokens.len() - 1));
+        }
+        if let Some(end) = added.end {
+            self.end(chunk.id, end);
+            return;
+        }
+        if self.scheduler.running().len() < GUESS_ROWS {
+            let sequence = self.scheduler.sequence(chunk.id).expect("it runs on");
+            let most = (GUESS_ROWS / self.scheduler.running().len()).saturating_sub(1);
+            let draft = match &self.drafter {
+                Some(_) => vec![0; active.guesser.allowance().min(most)], // made in the next step
+                None => active.guess(&sequence.tokens, most),
+            };
+            self.scheduler.set_draft(chunk.id, draft);
         }
     }
 
-    /// What the logits at `position` are needed for, if at all.
-    fn want(&self, active: &Active, sequence: &Sequence, position: usize) -> Option<Wanted> {
-        let Active { request, scores, logits, .. } = active;
-        // After preemption the prompt is computed again; what was handed out stays handed out.
-        let next = position + 1;
-        let is_new = |from: usize| next >= from + scores.len();
-        let following =
-            if next < sequence.prompt_len { Some(sequence.tokens[next]) } else { request.score_next };
-        let to_score = following.filter(|_| request.score_from.is_some_and(is_new));
-        if request.prompt_logits && position * self.limits.vocab_size >= logits.len() {
-            return Some(Wanted::Logits(to_score));
+    /// Takes a request out and says its last word.
+    fn end(&mut self, id: SeqId, end: End) {
+        let sequence = self.scheduler.remove(id);
+        let active = self.state.requests.remove(&id);
+        self.publish(); // who hears of the end sees the blocks free
+        if let (Some(sequence), Some(active)) = (sequence, active) {
+            active.end(end, &sequence);
         }
-        if let Some(id) = to_score {
-            return Some(Wanted::Score(id));
-        }
-        let is_newest = next == sequence.tokens.len() && next < sequence.max_len;
-        is_newest.then_some(Wanted::Next)
-    }
-}
-
-/// `sum` scaled to length 1.
-fn unit_length(sum: &[f64]) -> Vec<f32> {
-    let norm = sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
-    sum.iter().map(|x| (x / norm) as f32).collect()
-}
-
-/// Log-probability and rank of `id`.
-fn score(logits: &[f32], id: u32, top: usize) -> TokenScore {
-    let total = log_sum_exp(logits);
-    let relative = |logit: f32| (f64::from(logit) - total) as f32;
-    TokenScore {
-        id,
-        logprob: relative(logits[id as usize]),
-        is_greedy: argmax(logits) == id as usize,
-        top: top_k(logits, top).into_iter().map(|(id, logit)| (id, relative(logit))).collect(),
-    }
-}
-
-/// Adds the tokens' texts to log-probabilities.
-fn named(tokenizer: &Tokenizer, id: u32, (logprob, top): (f32, Vec<(u32, f32)>)) -> TokenLogprob {
-    let text = |id: u32| {
-        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    TokenLogprob {
-        id,
-        token: text(id),
-        logprob,
-        top: top.into_iter().map(|(id, logprob)| (id, text(id), logprob)).collect(),
     }
 }
 
@@ -345,6 +274,7 @@ mod tests {
     use intern_kernels::pool::Pool;
     use intern_kernels::quant::BlockType;
     use intern_kernels::rng::Rng;
+    use intern_lm::Sampling;
     use intern_model::{Architecture, ModelConfig};
     use intern_tokenizer::train::{BpeConfig, train_bpe};
 
@@ -389,11 +319,15 @@ mod tests {
         };
         let mut texts = std::iter::repeat_n("one two three".to_owned(), 3);
         Worker {
+            drafter: None,
             runner: Runner::new(weights, Pool::new(2).unwrap(), 16, 16, KvType::F32),
-            scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32),
+            scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32, true),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),
             eos_ids: vec![],
             limits: Limits { max_context: 256, vocab_size: 320 },
+            prompt_lookup: 0,
+            max_step: Duration::ZERO,
+            dynamic_rope: None,
             published: Arc::default(),
             state: State::default(),
         }

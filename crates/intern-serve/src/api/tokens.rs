@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use intern_lm::wire::{DetokenizeRequest, Invalid, TokenizeRequest, TokenizeResponse, read_messages};
 use serde_json::{Value, json};
 
-use super::app::{App, off_thread, read_body};
+use super::app::App;
+use super::body::{Incoming, off_thread};
 use super::error::ApiError;
 
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
-    body: Body,
+    Incoming { body, .. }: Incoming<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let body: TokenizeRequest = read_body(&app, body).await?;
     app.check_model(body.model.as_deref())?;
     off_thread(move |_| {
         let tokenizer = app.engine.tokenizer();
@@ -36,8 +35,10 @@ pub(super) async fn tokenize(
     .await
 }
 
-pub(super) async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, ApiError> {
-    let body: DetokenizeRequest = read_body(&app, body).await?;
+pub(super) async fn detokenize(
+    State(app): State<Arc<App>>,
+    Incoming { body, .. }: Incoming<DetokenizeRequest>,
+) -> Result<Json<Value>, ApiError> {
     app.check_model(body.model.as_deref())?;
     off_thread(move |_| {
         let vocab = app.engine.tokenizer().vocab_size();

@@ -111,13 +111,25 @@ fn frame(app: &App, body: &ResponsesRequest, id: &str, turn: &Turn) -> Value {
         "temperature": turn.sampling.temperature,
         "text": text,
         "tool_choice": body.tool_choice.clone().unwrap_or_else(|| "auto".into()),
-        "tools": body.tools.clone().unwrap_or_default(),
+        "tools": shown_tools(body.tools.as_deref().unwrap_or_default()),
         "top_p": body.common.top_p.unwrap_or(1.0),
         "top_logprobs": body.top_logprobs.unwrap_or(0),
         "truncation": "disabled",
         "usage": null,
-        "user": null,
     })
+}
+
+/// The tools with the fields that OpenAI's clients expect to find.
+fn shown_tools(tools: &[Value]) -> Vec<Value> {
+    let show = |tool: &Value| {
+        let mut tool = tool.clone();
+        if let Some(tool) = tool.as_object_mut() {
+            tool.entry("strict").or_insert(Value::Null);
+            tool.entry("parameters").or_insert(Value::Null);
+        }
+        tool
+    };
+    tools.iter().map(show).collect()
 }
 
 fn run(

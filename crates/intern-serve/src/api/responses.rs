@@ -115,7 +115,6 @@ fn frame(app: &App, body: &ResponsesRequest, id: &str, turn: &Turn) -> Value {
         "top_p": body.common.top_p.unwrap_or(1.0),
         "top_logprobs": body.top_logprobs.unwrap_or(0),
         "truncation": "disabled",
-        "usage": null,
     })
 }
 

@@ -43,6 +43,9 @@ impl ToolFormat {
         let has = |marker| chat_template.contains(marker);
         if has("<|plugin|>") {
             Self::InternLm2
+        } else if has("<function=") || has("<arg_key>") {
+            // Qwen3-Coder, GLM and others: arguments as tags, not as JSON.
+            Self::None
         } else if has("<tool_call>") {
             Self::Hermes
         } else if has("[TOOL_CALLS]") {

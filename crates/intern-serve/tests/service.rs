@@ -41,6 +41,32 @@ fn a_full_queue_refuses_and_health_does_not_wait() {
 }
 
 #[test]
+fn who_hangs_up_is_out_at_once() {
+    let server = serve(random_model());
+    let body = json!({"prompt": " one", "max_tokens": 200, "n": 100, "ignore_eos": true, "stream": true})
+        .to_string();
+    let request =
+        format!("POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let running = || {
+        let text = support::get_text(&server, "/metrics");
+        let line = text.lines().find(|l| l.starts_with("intern_requests_running")).unwrap();
+        line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()
+    };
+    let mut socket = std::net::TcpStream::connect(server.addr()).unwrap();
+    std::io::Write::write_all(&mut socket, request.as_bytes()).unwrap();
+    while running() == 0.0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(socket);
+    let begin = Instant::now();
+    while running() > 0.0 {
+        assert!(begin.elapsed() < Duration::from_secs(2), "still running");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    println!("cancelled after {:?}", begin.elapsed());
+}
+
+#[test]
 fn a_deadline_ends_a_request() {
     let server = serve_with(random_model(), |config| config.max_request_seconds = Some(0.05));
     let (status, error) = post(&server, COMPLETIONS, &long());

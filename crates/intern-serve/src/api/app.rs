@@ -183,6 +183,7 @@ pub(super) fn router(app: Arc<App>, cors_origins: &[String]) -> Result<Router> {
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
         .route("/metrics", get(metrics::handle))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::authorize));
     let router = Router::new()

@@ -1,4 +1,5 @@
-//! `POST /tokenize` and `/detokenize`, with vLLM's bodies: text or messages to ids, and back.
+//! `POST /tokenize` and `/detokenize` and `GET /tokenizer_info`, with vLLM's bodies: text or
+//! messages to ids, and back, and what clients need to do the rest themselves.
 
 use std::sync::Arc;
 
@@ -33,6 +34,23 @@ pub(super) async fn tokenize(
         Ok(Json(TokenizeResponse { count: tokens.len(), max_model_len, tokens }))
     })
     .await
+}
+
+/// The chat template and the tokens' names (lm-evaluation-harness reads them).
+pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
+    let tokenizer = app.engine.tokenizer();
+    let name = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+    Json(json!({
+        "tokenizer_class": "intern",
+        "bos_token": name(tokenizer.bos_id()),
+        "eos_token": name(tokenizer.eos_id()),
+        "pad_token": name(tokenizer.pad_id()),
+        "unk_token": name(tokenizer.unk_id()),
+        "add_bos_token": tokenizer.adds_bos(),
+        "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": app.engine.context_length(),
+        "chat_template": tokenizer.chat_template().map(|t| t.source()),
+    }))
 }
 
 pub(super) async fn detokenize(

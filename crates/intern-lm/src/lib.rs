@@ -4,6 +4,7 @@
 //! them: `intern-engine` implements it for local weights, [`remote`] for any
 //! OpenAI-compatible server. Evaluation and agents see nothing else.
 
+pub mod reasoning;
 pub mod remote;
 pub mod request;
 pub mod score;

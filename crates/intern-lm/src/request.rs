@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use intern_format::conversation::Message;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Text or token ids to continue.
 #[derive(Clone, Debug, PartialEq)]
@@ -219,6 +219,10 @@ pub enum ToolChoice {
     Auto,
     /// Tools are hidden from the model.
     None,
+    /// At least one tool must be called.
+    Required,
+    /// This tool must be called.
+    Named(String),
 }
 
 /// One conversation to answer.
@@ -230,6 +234,10 @@ pub struct ChatRequest {
     pub tools: Vec<Value>,
     /// Whether tools may be called.
     pub tool_choice: ToolChoice,
+    /// At most one call.
+    pub single_call: bool,
+    /// Variables for the chat template, such as `enable_thinking`.
+    pub template: Map<String, Value>,
     /// How to generate.
     pub sampling: Sampling,
     /// Return the text as generated, without parsing tool calls.

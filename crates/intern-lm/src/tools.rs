@@ -1,13 +1,21 @@
 //! Tool calls in a model's own text format, to and from OpenAI's form.
 //!
 //! Models write calls as text between markers of their own. [`parse`] takes a
-//! finished answer apart, [`ToolSplitter`] does so while it streams, and
+//! finished answer apart, [`ToolSplitter`] does so while it streams, call by call,
+//! [`LiveSplitter`] passes on the arguments too as they are written ([`scan`]), and
 //! [`render`] writes calls back. `parse` is the splitter fed once, so both
 //! always agree. What does not parse as a call stays in the text: nothing a
-//! model wrote is ever dropped.
+//! model wrote is ever dropped. [`grammar`] makes a model call.
+
+pub mod grammar;
+mod scan;
+mod splitter;
 
 use intern_format::conversation::{FunctionCall, ToolCall};
 use serde_json::{Map, Value, json};
+
+pub(crate) use splitter::overlap;
+pub use splitter::{LivePiece, LiveSplitter, Piece, ToolSplitter};
 
 /// How a model writes tool calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +43,9 @@ impl ToolFormat {
         let has = |marker| chat_template.contains(marker);
         if has("<|plugin|>") {
             Self::InternLm2
+        } else if has("<function=") || has("<arg_key>") {
+            // Qwen3-Coder, GLM and others: arguments as tags, not as JSON.
+            Self::None
         } else if has("<tool_call>") {
             Self::Hermes
         } else if has("[TOOL_CALLS]") {
@@ -73,149 +84,25 @@ impl ToolFormat {
         }
     }
 
+    /// The key of a call's arguments, where a call is an object.
+    fn arguments_key(self) -> &'static str {
+        match self {
+            Self::InternLm2 | Self::Llama3 => "parameters",
+            Self::Hermes | Self::Mistral | Self::None => "arguments",
+        }
+    }
+
+    /// The id of the `n`-th call of a conversation; Mistral's templates want nine characters.
+    fn call_id(self, n: usize) -> String {
+        match self {
+            Self::Mistral => format!("call{n:05}"),
+            _ => format!("call_{n}"),
+        }
+    }
+
     /// Whether white space before a block belongs to the block: the template writes it there.
     fn owns_space_before(self) -> bool {
         self == Self::Hermes
-    }
-}
-
-/// What the splitter made of the text so far.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Piece {
-    /// Ordinary text.
-    Text(String),
-    /// One complete call.
-    Call(ToolCall),
-}
-
-/// Separates calls from text while an answer streams in.
-///
-/// Text is passed on at once, except what may turn out to belong to a call:
-/// that is held back until it is decided. The pieces do not depend on how the
-/// text was cut (adjacent [`Piece::Text`]s joined).
-#[derive(Debug)]
-pub struct ToolSplitter {
-    format: ToolFormat,
-    next_id: usize,
-    /// Text not yet passed on.
-    held: String,
-    /// `held` begins with a block.
-    inside: bool,
-    /// No text but white space seen yet.
-    at_start: bool,
-    /// Only white space seen since the last call.
-    after_call: bool,
-}
-
-impl ToolSplitter {
-    /// Starts an answer whose first call gets the id `call_{first_id}`.
-    ///
-    /// Count the calls earlier in the conversation, so that ids stay unique in it.
-    #[must_use]
-    pub fn new(format: ToolFormat, first_id: usize) -> Self {
-        Self {
-            format,
-            next_id: first_id,
-            held: String::new(),
-            inside: false,
-            at_start: true,
-            after_call: false,
-        }
-    }
-
-    /// Takes the next piece of the answer.
-    pub fn push(&mut self, text: &str) -> Vec<Piece> {
-        let mut out = Vec::new();
-        if self.format == ToolFormat::None {
-            push_text(&mut out, text);
-            return out;
-        }
-        self.held.push_str(text);
-        while self.step(&mut out) {}
-        out
-    }
-
-    /// Ends the answer; an unclosed block still counts if it parses.
-    pub fn finish(mut self) -> Vec<Piece> {
-        let mut out = Vec::new();
-        if self.inside {
-            let block = std::mem::take(&mut self.held);
-            self.close(&block, &block, &mut out);
-        } else if !(self.after_call && self.held.trim().is_empty()) {
-            push_text(&mut out, &self.held);
-        }
-        out
-    }
-
-    /// Decides about one more part of `held`; false when more text is needed.
-    fn step(&mut self, out: &mut Vec<Piece>) -> bool {
-        if self.inside {
-            let Some(end) = self.format.end() else { return false };
-            let Some(at) = self.held.find(end) else { return false };
-            let block: String = self.held.drain(..at + end.len()).collect();
-            self.inside = false;
-            self.close(&block, &block[..at], out);
-            return true;
-        }
-        let blank = self.held.len() - self.held.trim_start().len();
-        if self.format == ToolFormat::Llama3 && self.at_start {
-            if blank == self.held.len() {
-                return false;
-            }
-            if self.held[blank..].starts_with('{') {
-                self.inside = true;
-                return true;
-            }
-        }
-        let starts = self.format.starts();
-        if let Some(at) = starts.iter().filter_map(|s| self.held.find(s)).min() {
-            let before: String = self.held.drain(..at).collect();
-            self.inside = true;
-            if self.format.owns_space_before() {
-                // Kept with the block, so that it is still there if the block is no call.
-                let text = before.trim_end();
-                self.emit(text, out);
-                self.held.insert_str(0, &before[text.len()..]);
-            } else if !(self.after_call && before.trim().is_empty()) {
-                self.emit(&before, out);
-            }
-            return true;
-        }
-        // Keep what may be the beginning of a marker, and white space whose owner is not known yet.
-        let mut keep = self.held.len() - starts.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
-        if self.format.owns_space_before() || (self.after_call && self.held[..keep].trim().is_empty()) {
-            keep = self.held[..keep].trim_end().len();
-        }
-        let text: String = self.held.drain(..keep).collect();
-        self.emit(&text, out);
-        false
-    }
-
-    /// Passes on text outside of blocks.
-    fn emit(&mut self, text: &str, out: &mut Vec<Piece>) {
-        if !text.trim().is_empty() {
-            self.at_start = false;
-            self.after_call = false;
-        }
-        push_text(out, text);
-    }
-
-    /// Passes on a block: its calls, or its text if it holds none. `body` is the block without its end marker.
-    fn close(&mut self, block: &str, body: &str, out: &mut Vec<Piece>) {
-        let body = body.trim_start();
-        let body = self.format.starts().iter().find_map(|s| body.strip_prefix(s)).unwrap_or(body);
-        match read_calls(self.format, body) {
-            Some(calls) => {
-                for function in calls {
-                    let id = format!("call_{}", self.next_id);
-                    self.next_id += 1;
-                    out.push(Piece::Call(ToolCall { id, kind: "function".into(), function }));
-                }
-                self.after_call = true;
-                self.at_start = false;
-            }
-            None => self.emit(block, out),
-        }
     }
 }
 
@@ -244,27 +131,24 @@ pub fn parse_from(format: ToolFormat, text: &str, first_id: usize) -> (String, V
 /// Writes calls the way the model would.
 #[must_use]
 pub fn render(format: ToolFormat, calls: &[ToolCall]) -> String {
-    let object = |c: &ToolCall, key: &str| {
+    let object = |c: &ToolCall| {
         let mut call = Map::new();
         call.insert("name".into(), c.function.name.clone().into());
-        call.insert(key.into(), c.function.arguments.clone());
+        call.insert(format.arguments_key().into(), c.function.arguments.clone());
         Value::Object(call)
     };
     match format {
-        ToolFormat::InternLm2 => calls
-            .iter()
-            .map(|c| format!("<|action_start|><|plugin|>\n{}<|action_end|>", object(c, "parameters")))
-            .collect(),
+        ToolFormat::InternLm2 => {
+            calls.iter().map(|c| format!("<|action_start|><|plugin|>\n{}<|action_end|>", object(c))).collect()
+        }
         ToolFormat::Hermes => calls
             .iter()
-            .map(|c| format!("<tool_call>\n{}\n</tool_call>", object(c, "arguments")))
+            .map(|c| format!("<tool_call>\n{}\n</tool_call>", object(c)))
             .collect::<Vec<_>>()
             .join("\n"),
-        ToolFormat::Llama3 => {
-            calls.iter().map(|c| object(c, "parameters").to_string()).collect::<Vec<_>>().join("; ")
-        }
+        ToolFormat::Llama3 => calls.iter().map(|c| object(c).to_string()).collect::<Vec<_>>().join("; "),
         ToolFormat::Mistral => {
-            format!("[TOOL_CALLS]{}", json!(calls.iter().map(|c| object(c, "arguments")).collect::<Vec<_>>()))
+            format!("[TOOL_CALLS]{}", json!(calls.iter().map(|c| object(c)).collect::<Vec<_>>()))
         }
         ToolFormat::None => String::new(),
     }
@@ -274,19 +158,6 @@ pub fn render(format: ToolFormat, calls: &[ToolCall]) -> String {
 #[must_use]
 pub fn count_calls(messages: &[intern_format::conversation::Message]) -> usize {
     messages.iter().map(|m| m.tool_calls.len()).sum()
-}
-
-fn push_text(out: &mut Vec<Piece>, text: &str) {
-    match out.last_mut() {
-        _ if text.is_empty() => {}
-        Some(Piece::Text(last)) => last.push_str(text),
-        _ => out.push(Piece::Text(text.to_string())),
-    }
-}
-
-/// Length of the longest end of `text` that is a proper beginning of `marker`.
-fn overlap(text: &str, marker: &str) -> usize {
-    (1..marker.len()).rev().find(|&n| marker.is_char_boundary(n) && text.ends_with(&marker[..n])).unwrap_or(0)
 }
 
 /// Reads the calls of one block; `None` unless all of it makes sense.
@@ -354,7 +225,6 @@ fn call(name: &str, arguments: Value) -> Option<FunctionCall> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     /// Checks the text and the calls (`name arguments`) of an answer.
     #[track_caller]
@@ -363,7 +233,8 @@ mod tests {
         let found: Vec<String> =
             found.iter().map(|c| format!("{} {} {}", c.id, c.function.name, c.function.arguments)).collect();
         assert_eq!(got, content);
-        let calls: Vec<String> = calls.iter().enumerate().map(|(i, c)| format!("call_{i} {c}")).collect();
+        let calls: Vec<String> =
+            calls.iter().enumerate().map(|(i, c)| format!("{} {c}", format.call_id(i))).collect();
         assert_eq!(found, calls);
     }
 
@@ -452,63 +323,11 @@ mod tests {
             "[TOOL_CALLS][{\"name\":\"a\",\"arguments\":{\"x\":\"é\"}},{\"name\":\"b\"}]",
         );
         for format in [ToolFormat::InternLm2, ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
-            assert_eq!(parse(format, &render(format, &calls)), (String::new(), calls.clone()), "{format:?}");
-        }
-    }
-
-    const PARTS: [&str; 16] = [
-        "<|action_start|>",
-        "<|plugin|>",
-        "<|action_end|>",
-        "<tool_call>",
-        "</tool_call>",
-        "[TOOL_CALLS]",
-        "<|python_tag|>",
-        "{\"name\":\"f\",\"arguments\":{\"é\":1}}",
-        "{\"name\":",
-        "\n",
-        " ",
-        "héllo",
-        "<",
-        "[",
-        "<|",
-        "{",
-    ];
-
-    proptest! {
-        #[test]
-        fn any_cut_gives_the_same_pieces(
-            parts in prop::collection::vec(0..PARTS.len(), 0..12),
-            cuts in prop::collection::vec(1usize..7, 1..12),
-        ) {
-            let text: String = parts.iter().map(|&i| PARTS[i]).collect();
-            for format in [ToolFormat::InternLm2, ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral, ToolFormat::None] {
-                let join = |pieces: Vec<Piece>| {
-                    let mut out = Vec::new();
-                    for piece in pieces {
-                        match piece {
-                            Piece::Text(t) => push_text(&mut out, &t),
-                            call => out.push(call),
-                        }
-                    }
-                    out
-                };
-                let mut once = ToolSplitter::new(format, 3);
-                let mut whole = once.push(&text);
-                whole.extend(once.finish());
-                let mut splitter = ToolSplitter::new(format, 3);
-                let mut pieces = Vec::new();
-                let chars: Vec<char> = text.chars().collect();
-                let mut at = 0;
-                for &n in cuts.iter().cycle() {
-                    if at >= chars.len() { break; }
-                    let end = (at + n).min(chars.len());
-                    pieces.extend(splitter.push(&chars[at..end].iter().collect::<String>()));
-                    at = end;
-                }
-                pieces.extend(splitter.finish());
-                prop_assert_eq!(join(pieces), join(whole), "{:?} {:?}", format, text);
-            }
+            let (text, again) = parse(format, &render(format, &calls));
+            let functions = |calls: &[ToolCall]| -> Vec<FunctionCall> {
+                calls.iter().map(|c| c.function.clone()).collect()
+            };
+            assert_eq!((text.as_str(), functions(&again)), ("", functions(&calls)), "{format:?}");
         }
     }
 }

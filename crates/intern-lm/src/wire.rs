@@ -1,23 +1,43 @@
-//! The OpenAI wire types, shared by the server and the client.
+//! The wire types of OpenAI's API, and Anthropic's messages, shared by the server and the client.
 //!
-//! Requests read leniently (unknown fields are ignored, as servers of this API
-//! do) and convert into [`crate::request`]'s types with errors that name the
-//! parameter; answers are built from those types. Fields beyond OpenAI's own
-//! (`top_k`, `min_p`, `repetition_penalty`, `ignore_eos`, `skip_special_tokens`,
-//! `return_token_ids`) carry vLLM's names; `parse_tools` is ours.
+//! Requests convert into [`crate::request`]'s types with errors that name the
+//! parameter; one that nothing reads is refused, not ignored. Answers are built from
+//! those types. Fields beyond OpenAI's own (`top_k`, `min_p`, `repetition_penalty`,
+//! `guided_*`, `structured_outputs`, `stop_token_ids`, `ignore_eos`, `skip_special_tokens`,
+//! `chat_template_kwargs`, `return_token_ids`) carry vLLM's names, `typical_p` and `dry_*`
+//! llama.cpp's; `parse_tools` is ours.
 
 mod answer;
-mod request;
+mod anthropic;
+mod chat;
+mod common;
+mod grammar;
+mod messages;
+mod plain;
+mod responses;
+
+use serde::{Deserialize, Deserializer};
 
 pub use answer::{
     ChatChoice, ChatCompletion, ChatLogprobs, ChatTokenLogprob, CompletionChoice, CompletionLogprobs,
-    CompletionResponse, Delta, ErrorBody, ErrorDetail, FunctionDelta, ModelCard, ModelList, TokenizeResponse,
-    ToolCallDelta, WireUsage, read_answer, read_finish, write_finish,
+    CompletionResponse, Delta, ErrorBody, ErrorDetail, FunctionDelta, ModelCard, ModelList, PromptDetails,
+    TokenizeResponse, ToolCallDelta, WireUsage, read_answer, read_finish, write_finish,
 };
-pub use request::{
-    ChatCompletionRequest, Common, CompletionRequest, DetokenizeRequest, Invalid, MAX_LOGPROBS, OneOrMany,
-    StreamOptions, TokenizeRequest, WirePrompt, read_messages, write_message,
-};
+pub use anthropic::MessagesRequest;
+pub use chat::ChatCompletionRequest;
+pub(crate) use chat::tool_name;
+pub use common::{Common, Invalid, MAX_LOGPROBS, OneOrMany, StreamOptions};
+pub(crate) use grammar::lark_string;
+pub use messages::{read_messages, write_message};
+pub use plain::{CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest, WirePrompt};
+pub use responses::ResponsesRequest;
+
+/// Reads `null` as the type's default.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
 
 #[cfg(test)]
 mod tests {
@@ -25,7 +45,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::request::{ChatRequest, Sampling, ToolChoice};
+    use crate::request::{ChatRequest, Grammar, Sampling, ToolChoice};
 
     fn chat(body: Value) -> Result<ChatRequest, Invalid> {
         serde_json::from_value::<ChatCompletionRequest>(body).unwrap().to_request(100)
@@ -43,7 +63,9 @@ mod tests {
                     .unwrap(),
             ],
             tools: vec![json!({"type": "function", "function": {"name": "f"}})],
-            tool_choice: ToolChoice::None,
+            tool_choice: ToolChoice::Named("f".into()),
+            single_call: true,
+            template: serde_json::Map::from_iter([("enable_thinking".to_string(), json!(false))]),
             sampling: Sampling {
                 temperature: 0.5,
                 top_k: 3,
@@ -56,7 +78,13 @@ mod tests {
                 ignore_eos: true,
                 keep_special: true,
                 logprobs: Some(2),
-                ..Sampling::default()
+                typical_p: 0.5,
+                presence_penalty: -1.0,
+                frequency_penalty: 2.0,
+                dry: Some(crate::Dry::default()),
+                logit_bias: [(5, -100.0), (7, 0.5)].into(),
+                stop_ids: vec![3],
+                grammar: Some(crate::Grammar::JsonSchema(json!({"type": "object"}))),
             },
             raw: true,
         };
@@ -70,7 +98,7 @@ mod tests {
     fn parameters_out_of_range_are_named() {
         let user = json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
         let with = |key: &str, value: Value| {
-            let mut body = json!({"messages": user, "some_future_field": 1});
+            let mut body = json!({"messages": user, "user": "me", "store": false, "tools": [{"function": {"name": "f"}}]});
             body[key] = value;
             chat(body)
         };
@@ -82,16 +110,42 @@ mod tests {
             ("top_p", json!(2)),
             ("top_k", json!(-5)),
             ("max_tokens", json!(-1)),
-            ("presence_penalty", json!(1)),
-            ("logit_bias", json!({"5": 1})),
-            ("response_format", json!({"type": "json_object"})),
-            ("tool_choice", json!("required")),
+            ("presence_penalty", json!(2.5)),
+            ("logit_bias", json!({"5": 101})),
+            ("logit_bias", json!({"five": 1})),
+            ("response_format", json!({})),
+            ("guided_regex", json!(5)),
+            ("guided_choice", json!([])),
+            ("tool_choice", json!("perhaps")),
+            ("tool_choice", json!({"type": "function", "function": {"name": "g"}})),
             ("top_logprobs", json!(3)),
+            ("stream_options", json!({"include_usage": true})),
+            ("some_future_field", json!(1)),
+            ("store", json!(true)),
             ("messages", json!([])),
         ] {
             let error = with(key, value).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(key), "{error:?}");
         }
+        for (key, value, param) in [
+            ("response_format", json!({"type": "xml"}), "response_format.type"),
+            (
+                "response_format",
+                json!({"type": "json_schema", "json_schema": {}}),
+                "response_format.json_schema.name",
+            ),
+            ("tools", json!([{"type": "custom"}]), "tools[0].type"),
+            ("structured_outputs", json!({"xml": 1}), "structured_outputs.xml"),
+        ] {
+            assert_eq!(with(key, value).unwrap_err().param.as_deref(), Some(param));
+        }
+        assert_eq!(with("tool_choice", json!("required")).unwrap().tool_choice, ToolChoice::Required);
+        let grammar = |key: &str, value| with(key, value).unwrap().sampling.grammar;
+        assert_eq!(grammar("response_format", json!({"type": "json_object"})), Some(Grammar::JsonObject));
+        assert_eq!(
+            grammar("structured_outputs", json!({"choice": ["a", "b\""]})),
+            Some(Grammar::Lark("start: \"a\" | \"b\\\"\"".into()))
+        );
         let error =
             with("messages", json!([{"role": "user", "content": "a"}, {"content": "b"}])).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("messages[1]"), "{error:?}");

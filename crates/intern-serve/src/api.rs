@@ -1,17 +1,28 @@
-//! The HTTP server: OpenAI's chat, completions and models routes over one engine.
+//! The HTTP server: OpenAI's and Anthropic's routes over one engine.
 //!
-//! A request is read and checked ([`wire`](intern_lm::wire)), becomes sequences in
-//! the engine ([`generate`]), and comes back whole or as server-sent events
-//! ([`chat`], [`completions`]). Whoever hangs up is no longer computed for: the
+//! A request is let in ([`auth`], [`gate`]), read and checked ([`body`],
+//! [`wire`](intern_lm::wire)), becomes sequences in the engine ([`turn`], [`generate`]),
+//! and comes back whole or as server-sent events ([`chat`], [`completions`]), its text
+//! taken apart by [`reader`]. Whoever hangs up is no longer computed for: the
 //! events' receiver is dropped, and the engine forgets the sequence.
 
 mod app;
+mod auth;
+mod body;
 mod chat;
 mod completions;
+mod embeddings;
 mod error;
+mod gate;
 mod generate;
+mod messages;
+mod metrics;
+mod reader;
+mod responses;
 mod sse;
+mod tls;
 mod tokens;
+mod turn;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +36,11 @@ use intern_engine::{Engine, EngineConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+use axum::Router;
+use tokio_rustls::TlsAcceptor;
+
 use app::App;
+use tls::TlsListener;
 
 /// What to serve, and where.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,15 +60,35 @@ pub struct ApiConfig {
     /// Name in `/v1/models` and in requests; the model's file or directory name if absent.
     #[serde(default)]
     pub served_name: Option<String>,
-    /// Required as `Authorization: Bearer KEY` on all routes but `/` and `/health`; nothing is required if absent.
+    /// Required as `Authorization: Bearer KEY` (or `x-api-key: KEY`) on all routes but `/`,
+    /// `/health` and `/openapi.json`; nothing is required if absent.
     #[serde(default, skip_serializing)]
     pub api_key: Option<String>,
+    /// More keys, each as good as the other.
+    #[serde(default, skip_serializing)]
+    pub api_keys: Vec<String>,
+    /// PEM file with the certificate chain; with `tls_key`, the server speaks HTTPS.
+    #[serde(default)]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    #[serde(default)]
+    pub tls_key: Option<PathBuf>,
+    /// Web pages whose scripts may ask, as `https://host`, or `*` for all; none if empty.
+    #[serde(default)]
+    pub cors_origins: Vec<String>,
     /// Where the seeds of requests without one come from.
     #[serde(default)]
     pub seed: u64,
     /// Longest request body in MiB.
     #[serde(default = "default_body")]
     pub max_body_mb: usize,
+    /// Sequences that may wait beside those that run; beyond, requests get status 429.
+    #[serde(default = "default_queue")]
+    pub max_queue: usize,
+    /// Longest time for one request, in seconds; a client may ask for less in the header
+    /// `x-request-timeout`. No limit if absent.
+    #[serde(default)]
+    pub max_request_seconds: Option<f64>,
     /// How long running requests may go on after SIGTERM, in seconds.
     #[serde(default = "default_drain")]
     pub drain_seconds: u64,
@@ -73,8 +108,14 @@ impl ApiConfig {
             port: default_port(),
             served_name: None,
             api_key: None,
+            api_keys: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            cors_origins: Vec::new(),
             seed: 0,
             max_body_mb: default_body(),
+            max_queue: default_queue(),
+            max_request_seconds: None,
             drain_seconds: default_drain(),
             engine: EngineConfig::default(),
         }
@@ -91,6 +132,10 @@ fn default_port() -> u16 {
 
 fn default_body() -> usize {
     16
+}
+
+fn default_queue() -> usize {
+    256
 }
 
 fn default_drain() -> u64 {
@@ -113,6 +158,7 @@ pub fn serve(config: &ApiConfig) -> Result<()> {
 /// A server running in the background until it is stopped or dropped (for tests and embedding).
 pub struct Running {
     addr: SocketAddr,
+    url: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<Result<()>>>,
 }
@@ -124,10 +170,10 @@ impl Running {
         self.addr
     }
 
-    /// `http://host:port`.
+    /// `http://host:port`, or `https`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        self.url.clone()
     }
 
     /// Shuts down as SIGTERM would, and waits for it.
@@ -160,21 +206,25 @@ impl Drop for Running {
 /// As [`serve`].
 pub fn start(config: &ApiConfig) -> Result<Running> {
     let server = Server::bind(config)?;
-    let addr = server.addr;
+    let (addr, url) = (server.addr, server.url());
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("intern-api".into()).spawn(move || {
         server.run(async {
             let _ = stopped.await;
         })
     })?;
-    Ok(Running { addr, stop: Some(stop), thread: Some(thread) })
+    Ok(Running { addr, url, stop: Some(stop), thread: Some(thread) })
 }
 
 struct Server {
     app: Arc<App>,
+    router: Router,
     listener: TcpListener,
     addr: SocketAddr,
+    tls: Option<TlsAcceptor>,
     drain: Duration,
+    /// One per request that is computed, and some for those being read.
+    threads: usize,
 }
 
 impl Server {
@@ -185,36 +235,58 @@ impl Server {
             TcpListener::bind((config.host.as_str(), config.port)).map_err(|e| explain_bind(&e, &at))?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
+        let tls = match (&config.tls_cert, &config.tls_key) {
+            (Some(cert), Some(key)) => Some(tls::acceptor(cert, key)?),
+            (None, None) => None,
+            _ => anyhow::bail!("tls_cert and tls_key belong together\nhint: give both, or none"),
+        };
         let engine = Engine::load(&config.model, config.adapter.as_deref(), &config.engine)
             .with_context(|| format!("loading {}", config.model.display()))?;
         let app = Arc::new(App::new(engine, config));
-        Ok(Self { app, listener, addr, drain: Duration::from_secs(config.drain_seconds) })
+        let router = app::router(app.clone(), &config.cors_origins)?;
+        let drain = Duration::from_secs(config.drain_seconds);
+        let threads = config.engine.max_num_seqs.saturating_add(config.max_queue).saturating_add(64);
+        Ok(Self { app, router, listener, addr, tls, drain, threads })
     }
 
     fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.addr)
     }
 
     /// Answers requests until `stop`, then for as long as running ones need, at most `drain`.
     fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
+            .max_blocking_threads(self.threads)
             .thread_name("intern-http")
             .enable_all()
             .build()?;
         let result = runtime.block_on(async {
             // Tokens are small packets; each should leave at once.
-            let listener = tokio::net::TcpListener::from_std(self.listener)?.tap_io(|tcp| {
-                let _ = tcp.set_nodelay(true);
-            });
+            let listener = tokio::net::TcpListener::from_std(self.listener)?;
             let (stopping, mut is_stopping) = watch::channel(false);
-            let app = self.app.clone();
-            let serving =
-                axum::serve(listener, app::router(self.app.clone())).with_graceful_shutdown(async move {
-                    stop.await;
-                    app.stop_accepting();
-                    let _ = stopping.send(true);
-                });
+            let (app, router) = (self.app.clone(), self.router);
+            let stopped = async move {
+                stop.await;
+                app.stop_accepting();
+                let _ = stopping.send(true);
+            };
+            let tls = self.tls;
+            let serving = async move {
+                match tls {
+                    Some(tls) => {
+                        let listener = TlsListener::new(listener, tls)?;
+                        axum::serve(listener, router).with_graceful_shutdown(stopped).await?;
+                    }
+                    None => {
+                        let listener = listener.tap_io(|tcp| {
+                            let _ = tcp.set_nodelay(true);
+                        });
+                        axum::serve(listener, router).with_graceful_shutdown(stopped).await?;
+                    }
+                }
+                anyhow::Ok(())
+            };
             let patience = async {
                 let _ = is_stopping.wait_for(|&s| s).await;
                 tokio::select! {

@@ -1,10 +1,15 @@
 //! Measures how fast a model is served: by the engine in this process, or by a server at a URL.
 //!
 //! [`steps`] takes the two ends apart (reading one prompt, decoding 1, 4, 8 streams), in the
-//! request pattern that the same figures of llama.cpp are taken with. Prompts are random token
-//! ids, another set each time, so that no cached prefix flatters the result.
+//! request pattern that the same figures of llama.cpp are taken with. [`load`] sends many
+//! requests as users would, of a fixed shape or replayed from a [`trace`], and [`report`]s what
+//! they wait for. Prompts are random token ids, another set each time, so that no cached prefix
+//! flatters the result, except where a trace says that prompts begin alike.
 
+pub mod load;
+pub mod report;
 pub mod steps;
+pub mod trace;
 
 use std::time::Instant;
 
@@ -17,7 +22,7 @@ use intern_lm::Sampling;
 /// Random prompts of a vocabulary's ordinary tokens.
 pub(crate) struct Prompts {
     rng: Rng,
-    /// Ids are drawn from here up to `high`, exclusive: below lie special and byte tokens.
+    /// Ids are drawn from here up to `high`, exclusive.
     low: u64,
     high: u64,
 }
@@ -25,8 +30,7 @@ pub(crate) struct Prompts {
 impl Prompts {
     /// Draws from a vocabulary of `vocab` tokens; small ones are used whole but for the first ids.
     pub(crate) fn new(seed: u64, vocab: usize) -> Self {
-        let high = vocab.min(30_000) as u64;
-        let low = if high > 600 { 300 } else { high / 4 };
+        let (low, high) = ordinary(vocab);
         Self { rng: Rng::new(seed, 0), low, high }
     }
 
@@ -36,8 +40,14 @@ impl Prompts {
     }
 }
 
+/// The range of token ids that prompts are drawn from: below lie special and byte tokens.
+pub(crate) fn ordinary(vocab: usize) -> (u64, u64) {
+    let high = vocab.min(30_000) as u64;
+    (if high > 600 { 300 } else { high / 4 }, high)
+}
+
 /// Loads `model` with room for `streams` sequences of `positions` tokens each.
-pub(crate) fn load(
+pub(crate) fn load_engine(
     model: &std::path::Path,
     engine: &EngineConfig,
     streams: usize,

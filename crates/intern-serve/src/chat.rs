@@ -1,8 +1,12 @@
 //! Talking with a model in a terminal.
 //!
 //! Works with any [`LanguageModel`], local or remote. On a terminal, lines are edited
-//! and remembered by rustyline; from a pipe, each line is one message, answers go to
-//! standard output and nothing else does.
+//! and remembered by rustyline, thoughts are dim, and ctrl-C ends the answer, not the
+//! program ([`interrupt`]); from a pipe, each line is one message, answers go to standard
+//! output and nothing else does.
+
+mod interrupt;
+mod screen;
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -15,13 +19,17 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde::{Deserialize, Serialize};
 
+use interrupt::Interrupt;
+use screen::Screen;
+
 const HELP: &str = "\
 /reset          forget the conversation (the system message stays)
 /system TEXT    set the system message (without TEXT: remove it) and begin anew
 /save FILE      write the conversation as JSONL
 /help           this
 /quit           end (so does ctrl-D)
-A line ending in \\ goes on in the next one.";
+A line ending in \\ goes on in the next one; \"\"\" begins and ends a message of several lines.
+Ctrl-C stops an answer.";
 
 /// How to talk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,6 +58,7 @@ pub fn run(model: &dyn LanguageModel, config: &ChatConfig) -> Result<()> {
             let _ = editor.load_history(history);
         }
         let mut talk = Talk::new(model, config, true);
+        talk.interrupt = Some(Interrupt::on_ctrl_c()?);
         let mut lines = Terminal(&mut editor);
         let result = talk.run(&mut || lines.next(), &mut stdout);
         if let Some(history) = &config.history {
@@ -68,7 +77,7 @@ struct Terminal<'a>(&'a mut DefaultEditor);
 impl Terminal<'_> {
     fn next(&mut self) -> Result<Option<String>> {
         loop {
-            match self.0.readline("› ") {
+            match self.0.readline(screen::PROMPT) {
                 Ok(line) => {
                     let _ = self.0.add_history_entry(&line);
                     return Ok(Some(line));
@@ -89,6 +98,8 @@ struct Talk<'a> {
     system: Option<String>,
     messages: Vec<Message>,
     interactive: bool,
+    /// Answers may be stopped.
+    interrupt: Option<Interrupt>,
 }
 
 impl<'a> Talk<'a> {
@@ -99,6 +110,7 @@ impl<'a> Talk<'a> {
             system: config.system.clone(),
             messages: Vec::new(),
             interactive,
+            interrupt: None,
         };
         talk.reset();
         talk
@@ -114,6 +126,9 @@ impl<'a> Talk<'a> {
             while let Some(begun) = text.strip_suffix('\\') {
                 let Some(more) = next()? else { break };
                 text = format!("{begun}\n{more}");
+            }
+            if let Some(begun) = text.trim().strip_prefix(QUOTES) {
+                text = quoted(begun, next)?;
             }
             let text = text.trim();
             match text.split_once(char::is_whitespace).map_or((text, ""), |(word, rest)| (word, rest.trim()))
@@ -153,23 +168,42 @@ impl<'a> Talk<'a> {
         };
         let begin = Instant::now();
         let (mut first, mut broken) = (None, None);
-        let answer = self.model.chat(&request, &mut |_, piece| {
+        let mut screen = Screen::new(out, self.interactive);
+        let mut heard = String::new();
+        let mut listen = |piece: &str| {
             first.get_or_insert_with(|| begin.elapsed());
-            if let Err(error) = out.write_all(piece.as_bytes()).and_then(|()| out.flush()) {
+            heard.push_str(piece);
+            if let Err(error) = screen.show(piece) {
                 broken.get_or_insert(error);
             }
-        });
-        if let Some(error) = broken {
+        };
+        let answer = match &self.interrupt {
+            None => Some(self.model.chat(&request, &mut |_, piece| listen(piece))),
+            Some(interrupt) => interrupt.stoppable(|check| {
+                self.model.chat(&request, &mut |_, piece| {
+                    check();
+                    listen(piece);
+                })
+            }),
+        };
+        if let Some(error) = broken.or(screen.end().err()) {
             return Err(error).context("writing the answer");
         }
         let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) if self.interactive => {
-                self.messages.pop();
-                self.say(&format!("error: {error:#}"));
+            Some(Ok(answer)) => answer,
+            None => {
+                // What was said stays part of the conversation.
+                writeln!(out)?;
+                self.say("stopped");
+                self.messages.push(Message::new("assistant", heard));
                 return Ok(());
             }
-            Err(error) => return Err(error),
+            Some(Err(error)) if self.interactive => {
+                self.messages.pop();
+                screen::error(&format!("{error:#}"));
+                return Ok(());
+            }
+            Some(Err(error)) => return Err(error),
         };
         for call in &answer.message.tool_calls {
             write!(out, "[{} {}]", call.function.name, call.function.arguments)?;
@@ -202,11 +236,26 @@ impl<'a> Talk<'a> {
     /// Words of the program, not of the model: dim, and beside the answers.
     fn say(&self, text: &str) {
         if self.interactive {
-            eprintln!("\x1b[2m{text}\x1b[0m");
+            screen::aside(text);
         } else {
             eprintln!("{text}");
         }
     }
+}
+
+/// Begins and ends a message of several lines.
+const QUOTES: &str = "\"\"\"";
+
+/// The rest of a message that began with [`QUOTES`] and `begun`.
+fn quoted(begun: &str, next: &mut dyn FnMut() -> Result<Option<String>>) -> Result<String> {
+    let mut text = begun.to_string();
+    while !text.trim_end().ends_with(QUOTES) {
+        let Some(line) = next()? else { return Ok(text) };
+        text.push('\n');
+        text.push_str(&line);
+    }
+    text.truncate(text.trim_end().len() - QUOTES.len());
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -256,6 +305,8 @@ mod tests {
         check(None, "hi\n\nhello", "user:2\nuser:2 assistant:6 user:5\n");
         check(Some("be kind"), "hi", "system:7 user:2\n");
         check(None, "a\\\nb\\", "user:4\n");
+        check(None, "\"\"\"a\n\nb\"\"\"\nc", "user:4\nuser:4 assistant:6 user:1\n");
+        check(None, "\"\"\"one\"\"\"", "user:3\n");
         check(None, "/etc/passwd is a file", "user:21\n");
     }
 

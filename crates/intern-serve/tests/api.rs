@@ -28,7 +28,6 @@ fn add_tool() -> Value {
 fn the_small_routes_answer() {
     let server = serve(chain_model());
     assert_eq!(get(&server, "/health"), (200, json!({"status": "ok"})));
-    assert_eq!(get(&server, "/").1["model"], "chain");
     let (_, models) = get(&server, "/v1/models");
     assert_eq!(models["object"], "list");
     assert_eq!(models["data"][0]["id"], "chain");
@@ -210,7 +209,9 @@ fn tools_are_called() {
     let calls: Vec<&Value> = deltas.iter().filter_map(|d| d["tool_calls"].get(0)).collect();
     let name = json!({"name": "add", "arguments": ""});
     assert_eq!(*calls[0], json!({"index": 0, "id": "call_0", "type": "function", "function": name}));
-    assert_eq!(*calls[1], json!({"index": 0, "function": {"arguments": "{\"x\":1}"}}));
+    let arguments: String = calls.iter().filter_map(|c| c["function"]["arguments"].as_str()).collect();
+    assert_eq!(arguments, "{\"x\":1}");
+    assert!(calls.len() > 2, "arguments come in pieces: {calls:?}");
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
 
     // The next turn's ids go on; the call in the history is rendered by the template.
@@ -242,6 +243,14 @@ fn errors_are_openai_errors() {
     let null = Value::Null;
     check(
         CHAT,
+        json!({"messages": user("x"), "frequency": 1}),
+        400,
+        json!("frequency"),
+        unsupported.clone(),
+        "not known",
+    );
+    check(
+        CHAT,
         json!({"model": "gpt-9", "messages": user("x")}),
         404,
         json!("model"),
@@ -261,19 +270,19 @@ fn errors_are_openai_errors() {
     );
     check(
         CHAT,
-        json!({"messages": user("x"), "tool_choice": "required", "tools": add_tool()}),
+        json!({"messages": user("x"), "tool_choice": "required"}),
         400,
         json!("tool_choice"),
-        unsupported.clone(),
-        "required",
+        null.clone(),
+        "there are no tools",
     );
     check(
         CHAT,
-        json!({"messages": user("x"), "response_format": {"type": "json_object"}}),
+        json!({"messages": user("x"), "response_format": {"type": "xml"}}),
         400,
-        json!("response_format"),
+        json!("response_format.type"),
         unsupported.clone(),
-        "only response_format",
+        "not supported",
     );
     check(
         CHAT,

@@ -17,6 +17,9 @@ pub struct Delta {
     /// New text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// New text of a thought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
     /// New parts of calls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<ToolCallDelta>>,
@@ -221,6 +224,26 @@ pub struct WireUsage {
     pub completion_tokens: usize,
     /// Their sum.
     pub total_tokens: usize,
+    /// What is known of the prompt's tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens_details: Option<PromptDetails>,
+}
+
+/// `prompt_tokens_details` of a usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PromptDetails {
+    /// Tokens that were not read again, because an earlier request began the same way.
+    #[serde(deserialize_with = "super::null_as_default")]
+    pub cached_tokens: usize,
+}
+
+impl WireUsage {
+    /// Adds the number of prompt tokens found in the cache.
+    #[must_use]
+    pub fn with_cached(self, cached_tokens: usize) -> Self {
+        Self { prompt_tokens_details: Some(PromptDetails { cached_tokens }), ..self }
+    }
 }
 
 impl From<Usage> for WireUsage {
@@ -229,6 +252,7 @@ impl From<Usage> for WireUsage {
             prompt_tokens: u.prompt_tokens,
             completion_tokens: u.completion_tokens,
             total_tokens: u.prompt_tokens + u.completion_tokens,
+            prompt_tokens_details: None,
         }
     }
 }

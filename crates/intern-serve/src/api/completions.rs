@@ -4,9 +4,9 @@
 //! which is how lm-evaluation-harness scores.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use intern_lm::wire::{
@@ -16,22 +16,26 @@ use intern_lm::wire::{
 use intern_lm::{Sampling, TokenLogprob, Usage};
 use intern_tokenizer::Tokenizer;
 
-use super::app::{App, off_thread, read_body, unix_time};
+use super::app::{App, unix_time};
+use super::body::{Incoming, off_thread, stream_off_thread};
 use super::error::ApiError;
-use super::generate::{self, Job, Update};
-use super::sse::{self, Events};
+use super::gate::Ticket;
+use super::generate::{self, Flow, Job, Update};
+use super::sse::{self, Dialect, Events};
 
 /// Most sequences one request may ask for (prompts × `n`).
 const MAX_SEQUENCES: usize = 2048;
 
-pub(super) async fn handle(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let body: CompletionRequest = read_body(&app, body).await?;
+pub(super) async fn handle(
+    State(app): State<Arc<App>>,
+    Incoming { body, deadline }: Incoming<CompletionRequest>,
+) -> Result<Response, ApiError> {
     app.check_model(body.common.model.as_deref())?;
     let planner = app.clone();
-    let plan = off_thread(move |_| Plan::new(&planner, body)).await?;
+    let plan = off_thread(move |_| Plan::new(&planner, body, deadline)).await?;
     if plan.stream {
-        let (events, response) = sse::channel();
-        tokio::task::spawn_blocking(move || stream(&app, &plan, &events));
+        let (events, response) = sse::channel(Dialect::Completions);
+        stream_off_thread(events, move |events| stream(&app, &plan, events));
         return Ok(response);
     }
     let answer = off_thread(move |is_gone| whole(&app, &plan, is_gone)).await?;
@@ -59,10 +63,13 @@ struct Plan {
     stream: bool,
     include_usage: bool,
     return_ids: bool,
+    deadline: Option<Instant>,
+    _ticket: Ticket,
 }
 
 impl Plan {
-    fn new(app: &App, body: CompletionRequest) -> Result<Self, ApiError> {
+    fn new(app: &App, body: CompletionRequest, deadline: Option<Instant>) -> Result<Self, ApiError> {
+        body.check_unknown()?;
         let mut sampling = body.common.sampling(16)?;
         let n = body.common.n()?;
         let echo = body.echo.unwrap_or(false);
@@ -87,7 +94,7 @@ impl Plan {
         }
         let prompt = body.prompt.ok_or_else(|| Invalid::new("prompt", "prompt is missing"))?;
         let tokenizer = app.engine.tokenizer();
-        let prompts = tokenize(tokenizer, prompt, body.add_special_tokens.unwrap_or(true))?;
+        let prompts = tokenize(tokenizer, prompt, body.add_special_tokens.unwrap_or(true), "prompt")?;
         if prompts.is_empty() || prompts.len() * n > MAX_SEQUENCES {
             let message = format!(
                 "the request asks for {} continuations; between 1 and {MAX_SEQUENCES} are possible",
@@ -95,13 +102,14 @@ impl Plan {
             );
             return Err(Invalid::new("prompt", message).into());
         }
+        let ticket = app.gate.enter(prompts.len() * n, &app.metrics)?;
         let prompts = prompts.into_iter().map(|(tokens, text)| {
             let mut sampling = sampling.clone();
             generate::fit(app, &tokens, &mut sampling, "prompt")?;
             let (text, spans) = if echo { locate(tokenizer, &tokens, text)? } else { Default::default() };
             Ok(PromptPlan { tokens: Arc::new(tokens), sampling, text, spans })
         });
-        Ok(Self {
+        let plan = Self {
             id: app.id("cmpl", number),
             created: unix_time(),
             prompts: prompts.collect::<Result<_, ApiError>>()?,
@@ -111,7 +119,12 @@ impl Plan {
             stream: body.common.stream.unwrap_or(false),
             include_usage: body.common.stream_options.unwrap_or_default().include_usage,
             return_ids: body.common.return_token_ids.unwrap_or(false),
-        })
+            deadline,
+            _ticket: ticket,
+        };
+        // The prompts differ in what was checked already.
+        plan.jobs().first().map_or(Ok(()), |job| generate::check(app, job))?;
+        Ok(plan)
     }
 
     /// `n` jobs per prompt, prompt by prompt; the first has the request's own seed.
@@ -124,6 +137,8 @@ impl Plan {
                     tokens: prompt.tokens.clone(),
                     sampling: Sampling { seed, ..prompt.sampling.clone() },
                     prompt_logprobs: self.logprobs.filter(|_| self.echo),
+                    deadline: self.deadline,
+                    ..Job::default()
                 });
             }
         }
@@ -209,7 +224,7 @@ impl Plan {
     fn part(&self, index: usize, answer: &mut Answer, update: Update) -> Option<CompletionChoice> {
         let mut part = CompletionChoice { index, ..CompletionChoice::default() };
         match update {
-            Update::Prompt(_) => return None,
+            Update::Prompt(_) | Update::Embedding(_) => return None,
             Update::Piece { id, text, logprob } => {
                 if let Some(logprob) = logprob {
                     let all = part.logprobs.insert(CompletionLogprobs::default());
@@ -222,7 +237,7 @@ impl Plan {
                     return None;
                 }
             }
-            Update::Done { finish, usage } => {
+            Update::Done { finish, usage, .. } => {
                 answer.completion_tokens = usage.completion_tokens;
                 part.finish_reason = Some(write_finish(finish).into());
             }
@@ -247,7 +262,12 @@ struct Answer {
 type Encoded = (Vec<u32>, Option<String>);
 
 /// Encodes the prompts that are text; one without tokens becomes BOS or EOS.
-fn tokenize(tokenizer: &Tokenizer, prompt: WirePrompt, add_special: bool) -> Result<Vec<Encoded>, ApiError> {
+pub(super) fn tokenize(
+    tokenizer: &Tokenizer,
+    prompt: WirePrompt,
+    add_special: bool,
+    param: &str,
+) -> Result<Vec<Encoded>, ApiError> {
     let texts = match prompt {
         WirePrompt::Tokens(ids) => return Ok(vec![(ids, None)]),
         WirePrompt::TokenLists(lists) => return Ok(lists.into_iter().map(|ids| (ids, None)).collect()),
@@ -257,7 +277,7 @@ fn tokenize(tokenizer: &Tokenizer, prompt: WirePrompt, add_special: bool) -> Res
     let encode = |text: String| {
         let mut ids = tokenizer
             .encode(&text, add_special)
-            .map_err(|e| Invalid::new("prompt", format!("the prompt cannot be tokenized: {e:#}")))?;
+            .map_err(|e| Invalid::new(param, format!("{param} cannot be tokenized: {e:#}")))?;
         if ids.is_empty() {
             // Nothing to continue: begin a text.
             ids.extend(tokenizer.bos_id().or(tokenizer.eos_id()));
@@ -308,6 +328,7 @@ fn whole(app: &App, plan: &Plan, is_gone: &dyn Fn() -> bool) -> Result<Completio
         for part in plan.parts(i, &mut answers[i], update) {
             append(&mut choices[i], part);
         }
+        Flow::Go
     })?;
     if plan.logprobs.is_some() {
         for choice in &mut choices {
@@ -335,21 +356,17 @@ fn append(whole: &mut CompletionChoice, part: CompletionChoice) {
     whole.finish_reason = part.finish_reason.or(whole.finish_reason.take());
 }
 
-fn stream(app: &App, plan: &Plan, events: &Events) {
+fn stream(app: &App, plan: &Plan, events: &Events) -> Result<(), ApiError> {
     let mut answers = plan.answers();
-    let result = generate::run(app, plan.jobs(), &|| events.is_closed(), |i, update| {
+    generate::run(app, plan.jobs(), &|| events.is_closed(), |i, update| {
         for part in plan.parts(i, &mut answers[i], update) {
             events.send(&plan.frame(app, vec![part], None));
         }
-    });
-    match result {
-        Err(error) => events.send(&error.body()),
-        Ok(()) => {
-            let usage = plan.usage(answers.iter().map(|a| a.completion_tokens).sum());
-            if plan.include_usage {
-                events.send(&plan.frame(app, Vec::new(), Some(usage)));
-            }
-        }
+        Flow::Go
+    })?;
+    let usage = plan.usage(answers.iter().map(|a| a.completion_tokens).sum());
+    if plan.include_usage {
+        events.send(&plan.frame(app, Vec::new(), Some(usage)));
     }
-    events.done();
+    Ok(())
 }

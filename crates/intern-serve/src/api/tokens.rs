@@ -1,21 +1,21 @@
-//! `POST /tokenize` and `/detokenize`, with vLLM's bodies: text or messages to ids, and back.
+//! `POST /tokenize` and `/detokenize` and `GET /tokenizer_info`, with vLLM's bodies: text or
+//! messages to ids, and back, and what clients need to do the rest themselves.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::State;
 use intern_lm::wire::{DetokenizeRequest, Invalid, TokenizeRequest, TokenizeResponse, read_messages};
 use serde_json::{Value, json};
 
-use super::app::{App, off_thread, read_body};
+use super::app::App;
+use super::body::{Incoming, off_thread};
 use super::error::ApiError;
 
 pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
-    body: Body,
+    Incoming { body, .. }: Incoming<TokenizeRequest>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let body: TokenizeRequest = read_body(&app, body).await?;
     app.check_model(body.model.as_deref())?;
     off_thread(move |_| {
         let tokenizer = app.engine.tokenizer();
@@ -36,8 +36,27 @@ pub(super) async fn tokenize(
     .await
 }
 
-pub(super) async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, ApiError> {
-    let body: DetokenizeRequest = read_body(&app, body).await?;
+/// The chat template and the tokens' names (lm-evaluation-harness reads them).
+pub(super) async fn info(State(app): State<Arc<App>>) -> Json<Value> {
+    let tokenizer = app.engine.tokenizer();
+    let name = |id: Option<u32>| id.and_then(|id| tokenizer.id_to_token(id));
+    Json(json!({
+        "tokenizer_class": "intern",
+        "bos_token": name(tokenizer.bos_id()),
+        "eos_token": name(tokenizer.eos_id()),
+        "pad_token": name(tokenizer.pad_id()),
+        "unk_token": name(tokenizer.unk_id()),
+        "add_bos_token": tokenizer.adds_bos(),
+        "vocab_size": tokenizer.vocab_size(),
+        "model_max_length": app.engine.context_length(),
+        "chat_template": tokenizer.chat_template().map(|t| t.source()),
+    }))
+}
+
+pub(super) async fn detokenize(
+    State(app): State<Arc<App>>,
+    Incoming { body, .. }: Incoming<DetokenizeRequest>,
+) -> Result<Json<Value>, ApiError> {
     app.check_model(body.model.as_deref())?;
     off_thread(move |_| {
         let vocab = app.engine.tokenizer().vocab_size();

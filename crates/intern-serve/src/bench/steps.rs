@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use intern_engine::{Engine, EngineConfig};
 use serde::{Deserialize, Serialize};
 
-use super::{Prompts, load, run_local, timed};
+use super::{Prompts, load_engine, run_local, timed};
 
 /// Tokens of a prompt whose decoding is timed.
 const SHORT: usize = 4;
@@ -58,7 +58,7 @@ pub fn run(config: &StepsConfig, each: &mut dyn FnMut(&Measurement)) -> Result<V
     ensure!(!config.streams.contains(&0), "--streams must be at least 1 each");
     let most = config.streams.iter().copied().max().unwrap_or(1);
     let positions = (config.prefill + 1).max(SHORT + config.decode);
-    let engine = load(&config.model, &config.engine, most, positions)?;
+    let engine = load_engine(&config.model, &config.engine, most, positions)?;
     let mut prompts = Prompts::new(config.seed, engine.config().vocab_size);
     run_local(&engine, vec![prompts.draw(8)], 2)?;
     let mut all = Vec::new();

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -146,6 +146,50 @@ fn agent() -> ureq::Agent {
 pub fn get(server: &Running, path: &str) -> (u16, Value) {
     let mut response = agent().get(format!("{}{path}", server.url())).call().unwrap();
     (response.status().as_u16(), response.body_mut().read_json().unwrap_or_default())
+}
+
+/// `DELETE`; status and JSON.
+pub fn delete(server: &Running, path: &str) -> (u16, Value) {
+    let mut response = agent().delete(format!("{}{path}", server.url())).call().unwrap();
+    (response.status().as_u16(), response.body_mut().read_json().unwrap_or_default())
+}
+
+/// `POST` with `stream` where events have names; the events, whose types must be their names.
+#[track_caller]
+pub fn stream_named(server: &Running, path: &str, body: &Value) -> Vec<Value> {
+    let mut body = body.clone();
+    body["stream"] = true.into();
+    let mut response = agent()
+        .post(format!("{}{path}", server.url()))
+        .send(&serde_json::to_vec(&body).unwrap()[..])
+        .unwrap();
+    let text = response.body_mut().read_to_string().unwrap();
+    assert_eq!(response.status().as_u16(), 200, "{text}");
+    let event = |block: &str| {
+        let name = block.lines().find_map(|l| l.strip_prefix("event: ")).unwrap();
+        let data = block.lines().find_map(|l| l.strip_prefix("data: ")).unwrap();
+        let event: Value = serde_json::from_str(data).unwrap();
+        assert_eq!(event["type"], name);
+        event
+    };
+    text.split("\n\n").filter(|b| b.contains("data:")).map(event).collect()
+}
+
+/// `GET`; the text.
+#[track_caller]
+pub fn get_text(server: &Running, path: &str) -> String {
+    let mut response = agent().get(format!("{}{path}", server.url())).call().unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    response.body_mut().read_to_string().unwrap()
+}
+
+/// Sends bytes as they are and reads to the end.
+pub fn exchange(server: &Running, request: &str) -> String {
+    let mut socket = std::net::TcpStream::connect(server.addr()).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
 }
 
 /// `POST` of raw bytes; status and JSON.

@@ -34,7 +34,7 @@ enum ServeCommand {
     Quantize(QuantizeArgs),
     /// Talk with a model in the terminal; from a pipe, one message per line.
     Chat(ChatArgs),
-    /// Serve a model over HTTP as OpenAI's API.
+    /// Serve a model over HTTP as OpenAI's and Anthropic's APIs.
     Api(ApiArgs),
     /// Measure how fast a model reads prompts and generates.
     Bench(bench::BenchArgs),
@@ -100,7 +100,8 @@ struct ChatArgs {
   intern serve api --config configs/serve/api.toml --set engine.max_num_seqs=8
   curl http://127.0.0.1:8000/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 
-The API key may also come from the environment as INTERN_API_KEY.")]
+API keys may also come from the environment: INTERN_API_KEY=ONE,ANOTHER.
+Open / in a browser to chat; /openapi.json describes every route.")]
 struct ApiArgs {
     /// Checkpoint directory or GGUF file (may be left out if the config names it).
     model: Option<PathBuf>,
@@ -122,9 +123,15 @@ struct ApiArgs {
     /// The model's name in requests [default: its file or directory name].
     #[arg(long, value_name = "NAME")]
     served_name: Option<String>,
-    /// Key that clients must send.
-    #[arg(long, value_name = "KEY")]
-    api_key: Option<String>,
+    /// Key that clients must send. May be repeated; each is as good as the other.
+    #[arg(long = "api-key", value_name = "KEY")]
+    api_keys: Vec<String>,
+    /// PEM file with a certificate chain: speak HTTPS (with --tls-key).
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's key.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     /// Threads to compute with; 0 uses all cores.
     #[arg(long)]
     threads: Option<usize>,
@@ -207,14 +214,21 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
         None => Table::new(),
     };
     let path = |p: PathBuf| Value::String(p.to_string_lossy().into_owned());
-    let key = args.api_key.or_else(|| std::env::var("INTERN_API_KEY").ok().filter(|k| !k.is_empty()));
+    let mut keys = args.api_keys;
+    if keys.is_empty() {
+        let from_environment = std::env::var("INTERN_API_KEY").unwrap_or_default();
+        keys.extend(from_environment.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_string));
+    }
+    let keys = Value::Array(keys.into_iter().map(Value::String).collect());
     let flags = [
         ("model", args.model.map(path)),
         ("adapter", args.adapter.map(path)),
         ("host", args.host.map(Value::String)),
         ("port", args.port.map(|p| Value::Integer(p.into()))),
         ("served_name", args.served_name.map(Value::String)),
-        ("api_key", key.map(Value::String)),
+        ("api_keys", keys.as_array().is_some_and(|k| !k.is_empty()).then_some(keys)),
+        ("tls_cert", args.tls_cert.map(path)),
+        ("tls_key", args.tls_key.map(path)),
     ];
     for (key, value) in flags {
         if let Some(value) = value {

@@ -9,6 +9,7 @@ mod report;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use intern_train::interrupt;
 
 /// The whole life of a language model in one tool.
 ///
@@ -55,6 +56,10 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.verbose);
+    // The server and the chat handle signals themselves.
+    if !matches!(cli.command, Command::Serve(_)) {
+        interrupt::install();
+    }
     let result = match cli.command {
         Command::Data(args) => cmd::data::run(args),
         Command::Train(args) => cmd::train::run(args),
@@ -69,7 +74,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("{}", explain(&error));
-            ExitCode::from(1)
+            ExitCode::from(interrupt::exit_code().unwrap_or(1))
         }
     }
 }

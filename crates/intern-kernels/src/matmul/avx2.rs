@@ -59,6 +59,9 @@ pub(super) unsafe fn task(x: &[f32], m: usize, part: &Part, first: usize, last: 
             BlockType::Q4K => rows::<Q4K>(x, m, part, first, last, out),
             BlockType::Q5K => rows::<Q5K>(x, m, part, first, last, out),
             BlockType::Q6K => rows::<Q6K>(x, m, part, first, last, out),
+            BlockType::Q2K | BlockType::Q3K | BlockType::Iq4Nl | BlockType::Mxfp4 => {
+                super::plain::task(x, m, part, first, last, out);
+            }
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
 //! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
-//! `sampler` chooses, `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load
-//! checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
+//! `sampler` chooses, `worker` drives them, `engine` is the handle. `weights` (with `packed4`) and
+//! `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
 pub mod block_manager;
@@ -11,6 +11,7 @@ mod check;
 mod engine;
 mod gguf_model;
 mod lm;
+mod packed4;
 mod penalties;
 mod prepare;
 pub mod quantize;

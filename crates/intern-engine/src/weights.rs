@@ -19,6 +19,8 @@ use intern_model::ModelConfig;
 use intern_model::weights::{QkvNames, layer_names, outer_names};
 use rayon::prelude::*;
 
+use crate::packed4::Packed4;
+
 /// Bytes that stay where they are: their own, or part of something mapped.
 pub(crate) struct Bytes {
     data: *const [u8],
@@ -273,6 +275,16 @@ impl Source<'_> {
     }
 
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        if Packed4::is_there(self.checkpoint, module) {
+            ensure!(
+                self.adapter.as_ref().is_none_or(|a| !a.touches(module)),
+                "{}: an adapter cannot be merged into the quantized matrix {module}\n\
+                 hint: merge it into the checkpoint it was trained on, then quantize that",
+                self.dir.display()
+            );
+            let (ty, data) = Packed4::read(self.checkpoint, module, rows, cols)?.to_blocks();
+            return Ok(Matrix { ty, rows, cols, data: Bytes::owned(data) });
+        }
         let name = format!("{module}.weight");
         let view = self.checkpoint.tensor(&name)?;
         self.check(&name, &view.shape, &[rows, cols])?;
@@ -338,6 +350,11 @@ impl Merge {
             bail!("{}: the adapter holds no tensors", path.display());
         }
         Ok(Self { path: path.to_path_buf(), adapter, used: Default::default() })
+    }
+
+    /// Whether the adapter changes `module`.
+    fn touches(&self, module: &str) -> bool {
+        self.adapter.file.contains(&format!("base_model.model.{module}.lora_A.weight"))
     }
 
     /// `scale * B A` for `module`, `(rows, cols)`, if the adapter has it.

@@ -33,6 +33,17 @@ impl Mapped {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         Ok(Mapped::Map(map))
     }
+
+    /// Takes the pages out of this process's memory; they are read again when looked at.
+    /// For those who go through a large file once. Without effect where the system cannot.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        if let Mapped::Map(map) = self {
+            // SAFETY: the map is of a file and read-only, so a page that is dropped comes back
+            // with the same bytes.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
 }
 
 impl Deref for Mapped {

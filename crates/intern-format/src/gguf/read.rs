@@ -44,6 +44,11 @@ impl Gguf {
         Ok(Self { path: path.to_path_buf(), map, table })
     }
 
+    /// Takes what was read so far out of memory; tensors are read again when looked at.
+    pub fn release(&self) {
+        self.map.release();
+    }
+
     /// Where it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -26,7 +26,7 @@ use crate::weights::{Weights, load_checkpoint};
 use crate::worker::{State, Submission, Worker};
 
 /// How an engine uses the machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// Threads of the forward pass; 0 takes every core.

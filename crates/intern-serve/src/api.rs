@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 use app::App;
 
 /// What to serve, and where.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiConfig {
     /// Checkpoint directory or GGUF file.

@@ -51,6 +51,9 @@ enum Command {
     /// Every command with its flags, as Markdown.
     #[command(hide = true)]
     HelpMarkdown,
+    /// Every key of every config file, as Markdown.
+    #[command(hide = true)]
+    HelpConfig,
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Agent(args) => cmd::agent::run(args),
         Command::Run(args) => cmd::run::run(args),
         Command::HelpMarkdown => cmd::help::print(),
+        Command::HelpConfig => cmd::config_docs::print(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -30,7 +30,7 @@ use self::types::{Facts, choose};
 use crate::gguf_model::ggml_type;
 
 /// One run of `intern serve quantize`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuantizeConfig {
     /// Checkpoint directory with a tokenizer, or a GGUF file of F32, F16 or BF16.

@@ -8,7 +8,7 @@ use intern_kernels::quant::BlockType;
 use serde::{Deserialize, Serialize};
 
 /// What most matrices become.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(non_camel_case_types, reason = "llama.cpp's own names")]
 pub enum QuantType {

@@ -3,4 +3,5 @@
 mod docs;
 mod errors;
 mod lifecycle;
+mod lm_eval;
 mod support;

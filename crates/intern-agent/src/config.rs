@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::Protocol;
 
 /// One agent: how it talks, which tools it has, and what it is asked.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
     /// How calls and results are written.
@@ -48,7 +48,7 @@ pub struct AgentConfig {
 }
 
 /// A tool by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolKind {
     /// Arithmetic.
@@ -58,7 +58,7 @@ pub enum ToolKind {
 }
 
 /// What the `file` tool may touch.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FileConfig {
     /// The directory; nothing outside it can be reached.

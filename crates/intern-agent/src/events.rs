@@ -5,11 +5,10 @@
 //! the same run writes the same bytes. Episodes are written whole and in the order of
 //! the problems, in groups, so that a killed run is cut back to its last whole group.
 
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use intern_format::append::AppendLog;
 use serde_json::{Map, Value};
 
 /// The type of the line that ends an episode.
@@ -74,8 +73,7 @@ impl Event {
 
 /// An open `events.jsonl`.
 pub struct EventLog {
-    path: PathBuf,
-    file: File,
+    log: AppendLog,
     run: String,
     seq: u64,
     /// The `answer` line of each finished episode, in order.
@@ -89,40 +87,28 @@ impl EventLog {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(path: &Path, run: &str, group: usize, total: usize) -> Result<Self> {
-        let at = || format!("opening {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(at)?;
-        let mut text = Vec::new();
-        file.read_to_end(&mut text).with_context(at)?;
-        let mut log =
-            Self { path: path.to_path_buf(), file, run: run.to_string(), seq: 0, answers: Vec::new() };
-        let (mut kept, mut end) = (0u64, 0u64);
-        let (mut seq, mut answers) = (0u64, Vec::new());
-        for line in text.split_inclusive(|&b| b == b'\n') {
-            let Ok(event) = serde_json::from_slice::<Value>(line) else { break };
-            if line.last() != Some(&b'\n') || event["run"] != run || event["seq"] != seq {
-                break;
-            }
-            end += line.len() as u64;
-            seq += 1;
-            if event["type"] == ANSWER {
-                answers.push(event);
-                if answers.len().is_multiple_of(group) || answers.len() == total {
-                    kept = end;
-                    log.seq = seq;
-                    let known = log.answers.len();
-                    log.answers.extend_from_slice(&answers[known..]);
+        let (mut kept_seq, mut kept_answers) = (0, Vec::new());
+        let log = AppendLog::open(path, |text| {
+            let (mut kept, mut end) = (0, 0);
+            let (mut seq, mut answers) = (0u64, Vec::new());
+            for line in text.split_inclusive(|&b| b == b'\n') {
+                let Ok(event) = serde_json::from_slice::<Value>(line) else { break };
+                if line.last() != Some(&b'\n') || event["run"] != run || event["seq"] != seq {
+                    break;
+                }
+                end += line.len();
+                seq += 1;
+                if event["type"] == ANSWER {
+                    answers.push(event);
+                    if answers.len().is_multiple_of(group) || answers.len() == total {
+                        (kept, kept_seq) = (end, seq);
+                        kept_answers.extend_from_slice(&answers[kept_answers.len()..]);
+                    }
                 }
             }
-        }
-        log.file.set_len(kept).with_context(at)?;
-        log.file.seek(SeekFrom::Start(kept)).with_context(at)?;
-        Ok(log)
+            kept
+        })?;
+        Ok(Self { log, run: run.to_string(), seq: kept_seq, answers: kept_answers })
     }
 
     /// The `answer` lines so far.
@@ -148,12 +134,7 @@ impl EventLog {
                 }
             }
         }
-        self.file.write_all(&bytes).and_then(|()| self.file.sync_data()).with_context(|| {
-            format!(
-                "writing {}\nhint: free some space and run the same command again; it continues",
-                self.path.display()
-            )
-        })
+        Ok(self.log.append(&bytes)?)
     }
 }
 

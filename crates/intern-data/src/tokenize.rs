@@ -25,7 +25,7 @@ const COMMAND: &str = "data tokenize";
 const BATCH_CHARS: usize = 4 << 20;
 
 /// What to tokenize.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizeConfig {
     /// Document files or directories.

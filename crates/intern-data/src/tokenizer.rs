@@ -16,7 +16,7 @@ use crate::corpus;
 const COMMAND: &str = "data tokenizer";
 
 /// What to train.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {
     /// Document files or directories.

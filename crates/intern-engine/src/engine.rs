@@ -28,7 +28,7 @@ use crate::weights::{Weights, load_checkpoint};
 use crate::worker::{State, Submission, Worker};
 
 /// How an engine uses the machine.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// Threads of the forward pass; 0 takes every core.
@@ -61,7 +61,7 @@ pub struct EngineConfig {
 }
 
 /// How the cache keeps keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KvType {
     /// 32-bit floats.
@@ -273,7 +273,7 @@ fn open(model: &Path, adapter: Option<&Path>, pool: &Pool) -> Result<Loaded> {
         let name = facts.name.unwrap_or_else(|| file_name(model));
         return Ok(Loaded { weights, tokenizer, name, eos_ids: facts.eos_ids });
     }
-    let (weights, facts) = load_checkpoint(model, adapter)?;
+    let (weights, facts) = load_checkpoint(model, adapter, pool)?;
     let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
     Ok(Loaded { weights, tokenizer, name: file_name(model), eos_ids: facts.eos_ids })
 }

@@ -30,6 +30,10 @@ pub(crate) fn block_type(ty: GgmlType) -> Option<BlockType> {
         GgmlType::Q4_K => BlockType::Q4K,
         GgmlType::Q5_K => BlockType::Q5K,
         GgmlType::Q6_K => BlockType::Q6K,
+        GgmlType::Q2_K => BlockType::Q2K,
+        GgmlType::Q3_K => BlockType::Q3K,
+        GgmlType::IQ4_NL => BlockType::Iq4Nl,
+        GgmlType::MXFP4 => BlockType::Mxfp4,
         _ => return None,
     })
 }
@@ -48,6 +52,10 @@ pub(crate) fn ggml_type(ty: BlockType) -> GgmlType {
         BlockType::Q4K => GgmlType::Q4_K,
         BlockType::Q5K => GgmlType::Q5_K,
         BlockType::Q6K => GgmlType::Q6_K,
+        BlockType::Q2K => GgmlType::Q2_K,
+        BlockType::Q3K => GgmlType::Q3_K,
+        BlockType::Iq4Nl => GgmlType::IQ4_NL,
+        BlockType::Mxfp4 => GgmlType::MXFP4,
     }
 }
 
@@ -290,7 +298,7 @@ impl Reader<'_> {
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = Matrix::new(self.pool, self.stored(module, rows, cols)?);
         if matches!(matrix, Matrix::Packed(_)) {
-            self.gguf.release(self.tensor(&format!("{module}.weight"))?);
+            self.gguf.release_tensor(self.tensor(&format!("{module}.weight"))?);
         }
         Ok(matrix)
     }
@@ -301,7 +309,7 @@ impl Reader<'_> {
         let ty = block_type(info.ggml_type).with_context(|| {
             format!(
                 "{}: tensor {} is {}, which is not supported\n\
-                 hint: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K, F16, BF16 and F32 are",
+                 hint: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, MXFP4, F16, BF16 and F32 are",
                 self.path.display(),
                 info.name,
                 info.ggml_type.name()

@@ -2,8 +2,9 @@
 //!
 //! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
 //! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
-//! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` and `draft` guess ahead,
-//! `worker` drives them, `engine` is the handle. `weights` and `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
+//! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` and `draft` guess
+//! ahead, `worker` drives them, `engine` is the handle. `weights` (with `packed4`) and
+//! `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
 mod active;
@@ -15,6 +16,7 @@ mod engine;
 mod gguf_model;
 mod grammar;
 mod lm;
+mod packed4;
 mod penalties;
 mod prepare;
 pub mod quantize;

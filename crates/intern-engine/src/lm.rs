@@ -148,7 +148,7 @@ impl LanguageModel for Engine {
 
     fn score(&self, requests: &[ScoreRequest]) -> Result<Vec<Score>> {
         let tokenizer = self.tokenizer();
-        let encode = |text: &str| tokenizer.encode(text, false);
+        let encode = |text: &str, special: bool| tokenizer.encode(text, special);
         let prefix = || {
             let token = tokenizer.bos_id().or(tokenizer.eos_id());
             token.context("scoring text without context needs a BOS or EOS token, the tokenizer has neither")

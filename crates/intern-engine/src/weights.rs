@@ -21,6 +21,8 @@ use intern_model::ModelConfig;
 use intern_model::weights::{QkvNames, layer_names, outer_names};
 use rayon::prelude::*;
 
+use crate::packed4::Packed4;
+
 /// Bytes that stay where they are: their own, or part of something mapped.
 pub(crate) struct Bytes {
     data: *const [u8],
@@ -197,14 +199,18 @@ pub(crate) struct CheckpointFacts {
 }
 
 /// Loads a Hugging Face directory, with a LoRA adapter merged into the matrices it touches.
-pub(crate) fn load_checkpoint(dir: &Path, adapter: Option<&Path>) -> Result<(Weights, CheckpointFacts)> {
+pub(crate) fn load_checkpoint(
+    dir: &Path,
+    adapter: Option<&Path>,
+    pool: &Pool,
+) -> Result<(Weights, CheckpointFacts)> {
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
     let adapter = match adapter {
         Some(path) => Some(Merge::open(path)?),
         None => None,
     };
-    let source = Source { dir, checkpoint: &checkpoint, adapter };
+    let source = Source { dir, pool, checkpoint: &checkpoint, adapter };
 
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
@@ -289,6 +295,7 @@ fn token_ids(value: Option<&serde_json::Value>) -> Vec<u32> {
 /// Where the tensors of a checkpoint come from.
 struct Source<'a> {
     dir: &'a Path,
+    pool: &'a Pool,
     checkpoint: &'a Arc<Checkpoint>,
     adapter: Option<Merge>,
 }
@@ -305,6 +312,16 @@ impl Source<'_> {
     }
 
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        if Packed4::is_there(self.checkpoint, module) {
+            ensure!(
+                self.adapter.as_ref().is_none_or(|a| !a.touches(module)),
+                "{}: an adapter cannot be merged into the quantized matrix {module}\n\
+                 hint: merge it into the checkpoint it was trained on, then quantize that",
+                self.dir.display()
+            );
+            let (ty, data) = Packed4::read(self.checkpoint, module, rows, cols)?.to_blocks();
+            return Ok(Matrix::new(self.pool, Stored { ty, rows, cols, data: Bytes::owned(data) }));
+        }
         Ok(Matrix::Stored(self.stored(module, rows, cols)?))
     }
 
@@ -374,6 +391,11 @@ impl Merge {
             bail!("{}: the adapter holds no tensors", path.display());
         }
         Ok(Self { path: path.to_path_buf(), adapter, used: Default::default() })
+    }
+
+    /// Whether the adapter changes `module`.
+    fn touches(&self, module: &str) -> bool {
+        self.adapter.file.contains(&format!("base_model.model.{module}.lora_A.weight"))
     }
 
     /// `scale * B A` for `module`, `(rows, cols)`, if the adapter has it.

@@ -54,8 +54,7 @@ fn every_rope_scaling_works_past_the_trained_context() {
 /// Quantizes `dir` and returns logits from the file.
 fn through_gguf(dir: &std::path::Path, quant: QuantType, tokens: &[u32]) -> Vec<f32> {
     let out = dir.join(format!("{quant}.gguf"));
-    let config = QuantizeConfig { model: dir.to_path_buf(), quant, name: None };
-    quantize::run(&config, &out).unwrap();
+    quantize::run(&QuantizeConfig::new(dir, quant), &out).unwrap();
     load(&out).logits(tokens).unwrap()
 }
 
@@ -81,7 +80,13 @@ fn fewer_bits_lose_little() {
     let tokens = prompt(40, 4);
     let want = oracle(&model, &tokens);
     let power: f32 = want.iter().map(|x| x * x).sum();
-    for (quant, most) in [(QuantType::Q8_0, 0.02), (QuantType::Q4_K, 0.3), (QuantType::Q4_0, 0.4)] {
+    for (quant, most) in [
+        (QuantType::Q8_0, 0.02),
+        (QuantType::Q6_K, 0.08),
+        (QuantType::Q5_K_M, 0.15),
+        (QuantType::Q4_K_M, 0.3),
+        (QuantType::Q4_0, 0.4),
+    ] {
         let got = through_gguf(dir.path(), quant, &tokens);
         let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum();
         let relative = (error / power).sqrt();
@@ -97,7 +102,7 @@ fn a_quantized_file_is_made_once_and_describes_itself() {
     save(&config, dir.path(), DType::F32);
     let out = dir.path().with_extension("gguf");
     let run =
-        QuantizeConfig { model: dir.path().to_path_buf(), quant: QuantType::Q4_K, name: Some("tiny".into()) };
+        QuantizeConfig { name: Some("tiny".into()), ..QuantizeConfig::new(dir.path(), QuantType::Q4_K_M) };
     let summary = quantize::run(&run, &out).unwrap();
     assert_eq!(summary.architecture, "internlm2");
     assert_eq!(summary.bytes_after, std::fs::metadata(&out).unwrap().len());

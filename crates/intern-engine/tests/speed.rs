@@ -26,7 +26,7 @@ fn tokens_per_second() {
         let mut models = vec![("f32".to_owned(), dir.path().to_path_buf())];
         for quant in [QuantType::Q8_0, QuantType::Q4_0] {
             let file = dir.path().join(format!("{quant}.gguf"));
-            let run = QuantizeConfig { model: dir.path().to_path_buf(), quant, name: None };
+            let run = QuantizeConfig::new(dir.path(), quant);
             quantize::run(&run, &file).unwrap();
             models.push((quant.to_string(), file));
         }

@@ -5,11 +5,10 @@
 //! journal are those computed at once.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use intern_format::append::AppendLog;
 use intern_lm::Score;
 use serde::{Deserialize, Serialize};
 
@@ -41,8 +40,7 @@ struct Line {
 
 /// An open journal.
 pub struct Journal {
-    path: PathBuf,
-    file: File,
+    log: AppendLog,
     groups: BTreeMap<(String, usize), Vec<Response>>,
 }
 
@@ -52,37 +50,26 @@ impl Journal {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(path: &Path, run: &str) -> Result<Self> {
-        let at = || format!("opening {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(at)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).with_context(at)?;
         let header = format!("{{\"run\":\"{run}\"}}\n");
-        let mut journal = Self { path: path.to_path_buf(), file, groups: BTreeMap::new() };
-        let mut kept = 0;
-        if bytes.starts_with(header.as_bytes()) {
+        let (mut groups, mut kept) = (BTreeMap::new(), 0);
+        let mut log = AppendLog::open(path, |bytes| {
+            let Some(lines) = bytes.strip_prefix(header.as_bytes()) else { return 0 };
             kept = header.len();
-            for line in bytes[kept..].split_inclusive(|&b| b == b'\n') {
+            for line in lines.split_inclusive(|&b| b == b'\n') {
                 if line.last() != Some(&b'\n') {
                     break;
                 }
                 let Ok(parsed) = serde_json::from_slice::<Line>(line) else { break };
                 kept += line.len();
                 let responses = parsed.responses.into_iter().map(Response::from).collect();
-                journal.groups.insert((parsed.task, parsed.first), responses);
+                groups.insert((parsed.task, parsed.first), responses);
             }
-        }
-        journal.file.set_len(kept as u64).with_context(at)?;
-        journal.file.seek(SeekFrom::Start(kept as u64)).with_context(at)?;
+            kept
+        })?;
         if kept == 0 {
-            journal.file.write_all(header.as_bytes()).with_context(at)?;
+            log.append(header.as_bytes())?;
         }
-        Ok(journal)
+        Ok(Self { log, groups })
     }
 
     /// The responses to the group of `task` beginning at document `first`, if it is done.
@@ -99,12 +86,7 @@ impl Journal {
         let stored = responses.iter().map(Stored::from).collect();
         let mut bytes = serde_json::to_vec(&Line { task: task.to_string(), first, responses: stored })?;
         bytes.push(b'\n');
-        self.file.write_all(&bytes).and_then(|()| self.file.sync_data()).with_context(|| {
-            format!(
-                "writing {}\nhint: free some space and run the same command again; it continues",
-                self.path.display()
-            )
-        })
+        Ok(self.log.append(&bytes)?)
     }
 }
 

@@ -80,6 +80,11 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
+    /// Takes what was read so far out of memory; tensors are read again when looked at.
+    pub fn release(&self) {
+        self.files.iter().for_each(SafetensorsFile::release);
+    }
+
     /// One tensor, borrowed from the map.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         match self.tensors.get(name) {

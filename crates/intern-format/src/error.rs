@@ -152,6 +152,10 @@ fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
         io::ErrorKind::QuotaExceeded => {
             Some("your disk quota is used up; free some space and run the same command again, it continues")
         }
+        io::ErrorKind::FileTooLarge => Some(
+            "a limit on file sizes was reached (`ulimit -f`, or the file system's own); raise it and run \
+                  the same command again, it continues",
+        ),
         io::ErrorKind::IsADirectory => Some("a file is needed here, this is a directory"),
         io::ErrorKind::NotADirectory => Some("a directory is needed here, this is a file"),
         _ => None,

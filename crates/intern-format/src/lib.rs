@@ -7,6 +7,7 @@
 //! under a final name. `docs/formats.md` describes each format.
 
 pub mod adapter;
+pub mod append;
 pub mod atomic;
 pub mod checkpoint;
 pub mod conversation;

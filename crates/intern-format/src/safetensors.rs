@@ -220,6 +220,11 @@ impl SafetensorsFile {
         })
     }
 
+    /// Takes what was read so far out of memory; tensors are read again when looked at.
+    pub fn release(&self) {
+        self.map.release(0..self.map.len());
+    }
+
     /// Where it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {

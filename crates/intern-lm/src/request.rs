@@ -16,7 +16,7 @@ pub enum Prompt {
 }
 
 /// How the next token is chosen, and when to stop.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
     /// 0 is greedy.
@@ -85,7 +85,7 @@ impl Default for Sampling {
 
 /// "Don't repeat yourself": a token that would lengthen a repetition of `n` tokens loses
 /// `multiplier * base^(n - allowed_length)` (the sampler of that name by p-e-w).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Dry {
     /// Size of the penalty; 0 is off.
@@ -110,7 +110,7 @@ impl Default for Dry {
 }
 
 /// The form an answer must have.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Grammar {
     /// Any JSON object.

@@ -21,25 +21,25 @@ pub struct Window {
 /// The windows of a request: one for a continuation (none if it has no tokens), any number
 /// for rolling text. Each has at most `max_scored + 1` tokens.
 ///
-/// `encode` turns text into tokens without adding any; `prefix` is the token to put before
-/// text without context, BOS or EOS.
+/// `encode` turns text into tokens, with those the tokenizer adds by itself if asked; `prefix` is
+/// the token to put before text without context, BOS or EOS.
 ///
 /// # Errors
 /// If a continuation alone is too long, and where `encode` and `prefix` fail.
 pub fn windows(
     request: &ScoreRequest,
-    encode: &dyn Fn(&str) -> Result<Vec<u32>>,
+    encode: &dyn Fn(&str, bool) -> Result<Vec<u32>>,
     prefix: &dyn Fn() -> Result<u32>,
     max_scored: usize,
 ) -> Result<Vec<Window>> {
     let (context, continuation) = match request {
-        ScoreRequest::Rolling { text } => return Ok(rolling(&encode(text)?, prefix()?, max_scored)),
+        ScoreRequest::Rolling { text } => return Ok(rolling(&encode(text, true)?, prefix()?, max_scored)),
         ScoreRequest::Continuation { context, continuation } if context.is_empty() => {
-            (vec![prefix()?], encode(continuation)?)
+            (vec![prefix()?], encode(continuation, false)?)
         }
         ScoreRequest::Continuation { context, continuation } => {
-            let whole = encode(&format!("{context}{continuation}"))?;
-            let before = encode(rstrip(context))?;
+            let whole = encode(&format!("{context}{continuation}"), true)?;
+            let before = encode(rstrip(context), true)?;
             // A context of white space only leaves nothing before the split.
             let before = if before.is_empty() { vec![prefix()?] } else { before };
             let split = before.len().min(whole.len());
@@ -100,7 +100,7 @@ mod tests {
     /// One token per character, its code point.
     #[track_caller]
     fn check(request: ScoreRequest, max_scored: usize, want: &[(&str, usize)]) {
-        let encode = |text: &str| Ok(text.chars().map(|c| c as u32).collect());
+        let encode = |text: &str, _: bool| Ok(text.chars().map(|c| c as u32).collect());
         let got = windows(&request, &encode, &|| Ok('^' as u32), max_scored).unwrap();
         let text = |w: &Window| w.tokens.iter().filter_map(|&t| char::from_u32(t)).collect::<String>();
         let got: Vec<(String, usize)> = got.iter().map(|w| (text(w), w.scored)).collect();
@@ -128,6 +128,18 @@ mod tests {
         check(after("", "cd"), 9, &[("^cd", 2)]);
         check(after("ab", ""), 9, &[]);
         check(after("abcdef", "gh"), 4, &[("defgh", 2)]);
+    }
+
+    #[test]
+    fn tokenizers_that_add_a_token_add_it_before_contexts() {
+        let encode = |text: &str, special: bool| {
+            Ok(special.then_some(1).into_iter().chain(text.bytes().map(u32::from)).collect())
+        };
+        let tokens = |request| windows(&request, &encode, &|| Ok(1), 9).unwrap()[0].tokens.clone();
+        assert_eq!(tokens(after("a", "b")), [1, 97, 98]);
+        assert_eq!(tokens(after("", "b")), [1, 98]);
+        // As in the harness, the text's own first token is predicted too.
+        assert_eq!(tokens(ScoreRequest::Rolling { text: "a".into() }), [1, 1, 97]);
     }
 
     #[test]

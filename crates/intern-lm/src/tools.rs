@@ -148,7 +148,7 @@ pub fn render(format: ToolFormat, calls: &[ToolCall]) -> String {
             .join("\n"),
         ToolFormat::Llama3 => calls.iter().map(|c| object(c).to_string()).collect::<Vec<_>>().join("; "),
         ToolFormat::Mistral => {
-            format!("[TOOL_CALLS]{}", json!(calls.iter().map(|c| object(c)).collect::<Vec<_>>()))
+            format!("[TOOL_CALLS]{}", json!(calls.iter().map(object).collect::<Vec<_>>()))
         }
         ToolFormat::None => String::new(),
     }

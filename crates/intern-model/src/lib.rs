@@ -3,10 +3,12 @@
 //!
 //! `config` and `weights` say what a checkpoint holds, `transformer` is the model, `ops` its
 //! operations with their gradients (kernels live in `intern-kernels::train`), `lora` trains small
-//! matrices beside frozen weights, `convert` maps between layouts. Knows checkpoints and batches;
+//! matrices beside frozen weights, `convert` maps between layouts, `calibrate` looks at a
+//! model's activations. Knows checkpoints and batches;
 //! no task, no server, no optimizer.
 
 pub mod batch;
+pub mod calibrate;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;

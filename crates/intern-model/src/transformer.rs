@@ -8,6 +8,7 @@
 //! `G` key/value heads, `D` head width, `V` vocabulary, `R` LoRA rank.
 
 use crate::batch::Batch;
+use crate::calibrate::ColumnPower;
 use crate::config::ModelConfig;
 use crate::ops::{self, Geometry, Third};
 use crate::rope::rope_tables;
@@ -62,6 +63,8 @@ pub(crate) struct Linear {
     pub weight: Tensor, // (out, in)
     pub bias: Option<Tensor>,
     pub adapter: Option<Adapter>,
+    /// Watches the inputs, while calibrating.
+    pub power: Option<Box<ColumnPower>>,
 }
 
 /// `y += scale * (x A^T) B^T`.
@@ -86,31 +89,9 @@ impl Transformer {
         let by_name: HashMap<&str, &Var> = vars.iter().map(|(name, var)| (name.as_str(), var)).collect();
         let tensor = |name: &str| by_name[name].as_tensor().clone();
         let weight = |module: &str| tensor(&format!("{module}.weight"));
-        let linear = |module: &str| Linear {
-            name: module.to_owned(),
-            weight: weight(module),
-            bias: by_name.get(format!("{module}.bias").as_str()).map(|b| b.as_tensor().clone()),
-            adapter: None,
-        };
-        let layer = |i: usize| {
-            let names = layer_names(config.arch, i);
-            Layer {
-                attention_norm: weight(&names.attention_norm),
-                qkv: match &names.qkv {
-                    QkvNames::Fused(wqkv) => Qkv::Fused(linear(wqkv)),
-                    QkvNames::Separate(qkv) => Qkv::Separate([0, 1, 2].map(|j| linear(&qkv[j]))),
-                },
-                qk_norm: names.qk_norm.as_ref().map(|(q, k)| (weight(q), weight(k))),
-                o: linear(&names.o),
-                ffn_norm: weight(&names.ffn_norm),
-                gate: linear(&names.gate),
-                up: linear(&names.up),
-                down: linear(&names.down),
-                window: config.window(i),
-            }
-        };
         let outer = outer_names(config.arch);
-        let layers = (0..config.num_layers).map(layer).collect();
+        let get = |name: &str| by_name.get(name).map(|var| var.as_tensor().clone());
+        let layers = (0..config.num_layers).map(|i| Layer::new(&config, i, &get)).collect();
         let embedding = weight(outer.embedding);
         let head = if config.tie_word_embeddings { embedding.clone() } else { weight(outer.head) };
         let norm = weight(outer.norm);
@@ -198,8 +179,37 @@ impl Transformer {
 }
 
 impl Layer {
+    /// Layer `i` of a model whose tensors `get` finds by name.
+    pub(crate) fn new(config: &ModelConfig, i: usize, get: &dyn Fn(&str) -> Option<Tensor>) -> Self {
+        let weight = |module: &str| {
+            get(&format!("{module}.weight")).unwrap_or_else(|| panic!("{module} was not loaded"))
+        };
+        let linear = |module: &str| Linear {
+            name: module.to_owned(),
+            weight: weight(module),
+            bias: get(&format!("{module}.bias")),
+            adapter: None,
+            power: None,
+        };
+        let names = layer_names(config.arch, i);
+        Self {
+            attention_norm: weight(&names.attention_norm),
+            qkv: match &names.qkv {
+                QkvNames::Fused(wqkv) => Qkv::Fused(linear(wqkv)),
+                QkvNames::Separate(qkv) => Qkv::Separate([0, 1, 2].map(|j| linear(&qkv[j]))),
+            },
+            qk_norm: names.qk_norm.as_ref().map(|(q, k)| (weight(q), weight(k))),
+            o: linear(&names.o),
+            ffn_norm: weight(&names.ffn_norm),
+            gate: linear(&names.gate),
+            up: linear(&names.up),
+            down: linear(&names.down),
+            window: config.window(i),
+        }
+    }
+
     /// `x` `(N, C)` with attention and feed-forward added.
-    fn forward(
+    pub(crate) fn forward(
         &self,
         x: &Tensor,
         config: &ModelConfig,
@@ -258,6 +268,7 @@ fn norm_heads(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 impl Linear {
     /// `(N, in)` to `(N, out)`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.observe(x)?;
         let third = self.bias.as_ref().map_or(Third::None, Third::Bias);
         let y = ops::linear(x, &self.weight, 1.0, third)?;
         self.adapt(x, y)
@@ -265,11 +276,16 @@ impl Linear {
 
     /// As [`Self::forward`], added to the residual stream `(N, out)`.
     fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.observe(x)?;
         let y = match &self.bias {
             None => ops::linear(x, &self.weight, 1.0, Third::Residual(residual))?,
             Some(bias) => (ops::linear(x, &self.weight, 1.0, Third::Bias(bias))? + residual)?,
         };
         self.adapt(x, y)
+    }
+
+    fn observe(&self, x: &Tensor) -> Result<()> {
+        self.power.as_ref().map_or(Ok(()), |power| power.add(x))
     }
 
     fn adapt(&self, x: &Tensor, y: Tensor) -> Result<Tensor> {

@@ -43,7 +43,7 @@ use app::App;
 use tls::TlsListener;
 
 /// What to serve, and where.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApiConfig {
     /// Checkpoint directory or GGUF file.

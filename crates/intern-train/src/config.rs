@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::schedule::{Schedule, ScheduleConfig};
 
 /// One pretraining run, complete.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
     /// Updates to make.
@@ -56,7 +56,7 @@ pub struct TrainConfig {
 }
 
 /// `[model]`: either the shape of a new model, or `init_from`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
     /// Checkpoint directory to start from; excludes every other key.
@@ -90,7 +90,7 @@ pub struct ModelSection {
 }
 
 /// `[data]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Token shards by prefix (`tokens/train` for `tokens/train.bin` and `.idx`): one, a list
@@ -110,7 +110,7 @@ pub struct DataConfig {
 }
 
 /// The forms of `data.train`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "data.train: a prefix, a list of prefixes, or a list of {path, weight}")]
 pub enum Prefixes {
     /// One shard.
@@ -120,7 +120,7 @@ pub enum Prefixes {
 }
 
 /// One entry of `data.train`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "data.train: a prefix or {path, weight}")]
 pub enum Prefix {
     /// In proportion to its tokens.
@@ -139,7 +139,7 @@ pub type Source = (PathBuf, Option<f64>);
 
 /// `[optimizer]`: AdamW. Weight decay applies to matrices except embeddings; norms and biases
 /// never decay.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
     /// Peak learning rate (default 3e-4).
@@ -161,7 +161,7 @@ impl Default for OptimizerConfig {
 }
 
 /// Type of saved weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightType {
     /// As trained.

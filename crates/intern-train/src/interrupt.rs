@@ -1,40 +1,65 @@
-//! Ctrl-C and SIGTERM while a run is going: save, then stop. A second signal kills at once,
-//! and outside a run signals do what they always do.
+//! Ctrl-C and SIGTERM: a word to the user and exit code 128 + signal; during a training run,
+//! first save. A second signal ends the process at once.
+//!
+//! Outputs appear whole or not at all, so a command that may be repeated can end anywhere.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::low_level;
 
-struct Flags {
-    /// A signal came during the run.
-    requested: Arc<AtomicBool>,
-    /// Signals kill: no run is going, or one has already been asked to stop.
-    kills: Arc<AtomicBool>,
+/// The signal that came during a run, 0 for none.
+static REQUESTED: AtomicI32 = AtomicI32::new(0);
+/// Signals end the process: no run is going, or one has already been asked to stop.
+static ENDS: AtomicBool = AtomicBool::new(true);
+
+const MESSAGE: &[u8] = b"\ninterrupted\nhint: run the same command again; it continues with what is done\n";
+
+/// From here on a signal ends the process with a message instead of silently. For commands that
+/// continue when repeated; without effect where handlers cannot be installed.
+pub fn install() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        for signal in [SIGINT, SIGTERM] {
+            // SAFETY: the handler touches atomics, writes bytes and exits, all of which a signal handler may do.
+            let _ = unsafe { low_level::register(signal, move || on_signal(signal)) };
+        }
+    });
 }
 
-static FLAGS: OnceLock<Option<Flags>> = OnceLock::new();
+fn on_signal(signal: i32) {
+    REQUESTED.store(signal, Ordering::SeqCst);
+    if ENDS.swap(true, Ordering::SeqCst) {
+        let _ = rustix::io::write(rustix::stdio::stderr(), MESSAGE);
+        low_level::exit(128 + signal);
+    }
+}
 
-/// While this lives, the first signal is noted instead of killing the process.
-pub struct Guard(Option<&'static Flags>);
+/// The exit code of a process that a signal asked to end, once its work is saved.
+#[must_use]
+pub fn exit_code() -> Option<u8> {
+    let signal = REQUESTED.load(Ordering::SeqCst);
+    (signal != 0).then(|| u8::try_from(128 + signal).unwrap_or(1))
+}
+
+/// While this lives, the first signal is noted instead of ending the process.
+pub struct Guard(());
 
 impl Guard {
-    /// Starts noting signals; without effect where handlers cannot be installed.
+    /// Starts noting signals.
     #[must_use]
     pub fn new() -> Self {
-        let flags = FLAGS.get_or_init(|| install().ok()).as_ref();
-        if let Some(flags) = flags {
-            flags.requested.store(false, Ordering::SeqCst);
-            flags.kills.store(false, Ordering::SeqCst);
-        }
-        Self(flags)
+        install();
+        REQUESTED.store(0, Ordering::SeqCst);
+        ENDS.store(false, Ordering::SeqCst);
+        Self(())
     }
 
     /// Whether a signal asked for the end.
     #[must_use]
     pub fn requested(&self) -> bool {
-        self.0.is_some_and(|flags| flags.requested.load(Ordering::SeqCst))
+        exit_code().is_some()
     }
 }
 
@@ -46,19 +71,6 @@ impl Default for Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(flags) = self.0 {
-            flags.kills.store(true, Ordering::SeqCst);
-        }
+        ENDS.store(true, Ordering::SeqCst);
     }
-}
-
-/// Handlers run in this order: kill if signals kill now, else note it and kill from then on.
-fn install() -> std::io::Result<Flags> {
-    let flags = Flags { requested: Arc::new(AtomicBool::new(false)), kills: Arc::new(AtomicBool::new(true)) };
-    for signal in [SIGINT, SIGTERM] {
-        flag::register_conditional_default(signal, Arc::clone(&flags.kills))?;
-        flag::register(signal, Arc::clone(&flags.requested))?;
-        flag::register(signal, Arc::clone(&flags.kills))?;
-    }
-    Ok(flags)
 }

@@ -148,6 +148,8 @@ impl<'a> Trainer<'a> {
             }
         }
         progress.finish();
+        // An earlier process may have been killed between its last save and this.
+        state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
         if valid_loss.is_none() && !valid.is_empty() {
             // Every update was made by an earlier process.
             valid_loss = Some(self.evaluate(valid)?);

@@ -9,7 +9,7 @@ use intern_train::schedule::ScheduleConfig;
 use serde::{Deserialize, Serialize};
 
 /// One fine-tuning run, complete.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TuneConfig {
     /// Checkpoint directory to start from.
@@ -58,7 +58,7 @@ pub struct TuneConfig {
 }
 
 /// `[data]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Conversation files (`.jsonl` or `.json`, plain or compressed; OpenAI, ShareGPT, Alpaca and
@@ -81,7 +81,7 @@ pub struct DataConfig {
 }
 
 /// One file or several.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "a file or a list of files")]
 pub enum Files {
     /// One.
@@ -102,7 +102,7 @@ impl Files {
 }
 
 /// What happens to a conversation longer than a row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TooLong {
     /// It is left out and counted.

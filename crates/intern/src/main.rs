@@ -9,6 +9,7 @@ mod report;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use intern_train::interrupt;
 
 /// The whole life of a language model in one tool.
 ///
@@ -50,11 +51,18 @@ enum Command {
     /// Every command with its flags, as Markdown.
     #[command(hide = true)]
     HelpMarkdown,
+    /// Every key of every config file, as Markdown.
+    #[command(hide = true)]
+    HelpConfig,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.verbose);
+    // The server and the chat handle signals themselves.
+    if !matches!(cli.command, Command::Serve(_)) {
+        interrupt::install();
+    }
     let result = match cli.command {
         Command::Data(args) => cmd::data::run(args),
         Command::Train(args) => cmd::train::run(args),
@@ -64,12 +72,13 @@ fn main() -> ExitCode {
         Command::Agent(args) => cmd::agent::run(args),
         Command::Run(args) => cmd::run::run(args),
         Command::HelpMarkdown => cmd::help::print(),
+        Command::HelpConfig => cmd::config_docs::print(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprint!("{}", explain(&error));
-            ExitCode::from(1)
+            ExitCode::from(interrupt::exit_code().unwrap_or(1))
         }
     }
 }

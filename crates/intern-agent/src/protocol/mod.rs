@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::tools::Toolbox;
 
 /// The ways of calling tools we speak.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Text: `Thought:`, `Action:`, `Action Input:`, `Response:`, `Final Answer:`

@@ -7,7 +7,7 @@ use super::{Keep, Rank};
 use crate::words;
 
 /// `[dedup.exact]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExactConfig {
     /// Whether exact duplicates are dropped.

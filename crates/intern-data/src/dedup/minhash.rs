@@ -24,7 +24,7 @@ const PRIME: u64 = (1 << 61) - 1;
 const LARGE_BUCKET: usize = 2000;
 
 /// `[dedup.minhash]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MinhashConfig {
     /// Whether near duplicates are dropped.
@@ -69,7 +69,7 @@ impl Default for MinhashConfig {
 }
 
 /// How text is made alike before it is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Normalize {
     /// Words of letters and digits in lower case; a Chinese or Japanese character is a word.

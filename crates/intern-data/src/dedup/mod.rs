@@ -14,7 +14,7 @@ pub use union_find::UnionFind;
 use serde::{Deserialize, Serialize};
 
 /// Which of several copies stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Keep {
     /// The first in the order of the sources.

@@ -28,7 +28,7 @@ use hints::Hint;
 use tag::Tag;
 
 /// How pages become text.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExtractConfig {
     /// Whether to look for the main text at all; `false` keeps all visible text.
@@ -48,7 +48,7 @@ impl Default for ExtractConfig {
 }
 
 /// What to do with text that may or may not be main text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Leave it out: for training on clean prose.

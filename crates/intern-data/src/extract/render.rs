@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{Block, Kind};
 
 /// How the structure of a page is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Paragraphs apart by a blank line, list items with `- ` or their number, table cells

@@ -16,7 +16,7 @@ use crate::stage::{
 use crate::words::Splitter;
 
 /// Everything `intern data run` needs to know.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecipeConfig {
     /// Where raw pages come from, in this order.
@@ -49,7 +49,7 @@ pub struct RecipeConfig {
 }
 
 /// `[encoding]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EncodingConfig {
     /// Most undecodable places per character; pages with more are dropped, others repaired.
@@ -63,7 +63,7 @@ impl Default for EncodingConfig {
 }
 
 /// `[dedup]` of a recipe.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DedupConfig {
     /// Same text.
@@ -73,7 +73,7 @@ pub struct DedupConfig {
 }
 
 /// `[output]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutputConfig {
     /// Pages that a run completes at once, and an output file holds.

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use files::FileRef;
 
 /// What a source's files are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SourceKind {
     /// One page per file.
@@ -40,7 +40,7 @@ pub enum SourceKind {
 }
 
 /// One `[[source]]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// Name in ids and reports; the kind's name if not given.
@@ -58,7 +58,7 @@ pub struct SourceConfig {
 }
 
 /// One path or several.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged)]
 pub enum Paths {
     /// `path = "pages"`.

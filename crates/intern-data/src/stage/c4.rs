@@ -15,7 +15,7 @@ use crate::words::chars::is_space;
 use crate::words::{Splitter, Words, chinese, english, is_chinese};
 
 /// `[c4]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct C4Config {
     /// Whether the stage runs.

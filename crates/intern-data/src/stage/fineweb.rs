@@ -13,7 +13,7 @@ use crate::words::chars::{TERMINAL, is, is_space};
 use crate::words::chinese;
 
 /// `[fineweb]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FinewebConfig {
     /// Whether the stage runs.

@@ -15,7 +15,7 @@ use super::{Candidate, Sheet, Stage};
 const SAMPLE: usize = 4096;
 
 /// `[language]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LanguageConfig {
     /// Whether the stage runs.

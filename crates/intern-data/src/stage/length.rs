@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Candidate, Sheet, Stage};
 
 /// `[length]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LengthConfig {
     /// Whether the stage runs.

@@ -15,7 +15,7 @@ use crate::words::Class;
 use crate::words::chars::is_space;
 
 /// `[quality]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QualityConfig {
     /// Whether the stage runs.

@@ -14,7 +14,7 @@ use crate::words::Words;
 use crate::words::chars::is_space;
 
 /// `[repetition]` of a recipe. Shares are 0–1; 1 turns a rule off.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RepetitionConfig {
     /// Whether the stage runs.

@@ -29,7 +29,7 @@ pub use conversations::{SYSTEM_PROMPT, calculator_declaration};
 pub use problems::{Language, Problem};
 
 /// What to make, and how much of it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SynthConfig {
     /// Seeds everything.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use chars::{LETTER, SYMBOL, is, is_space};
 
 /// How a text is cut into words.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Splitter {
     /// Whitespace separates words, and each Chinese or Japanese character is one.

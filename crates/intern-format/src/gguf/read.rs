@@ -44,6 +44,11 @@ impl Gguf {
         Ok(Self { path: path.to_path_buf(), map, table })
     }
 
+    /// Takes what was read so far out of memory; tensors are read again when looked at.
+    pub fn release(&self) {
+        self.map.release(0..self.map.len());
+    }
+
     /// Where it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -99,7 +104,7 @@ impl Gguf {
     }
 
     /// Gives back the memory that reading a tensor took, for those who keep their own form of it.
-    pub fn release(&self, info: &TensorInfo) {
+    pub fn release_tensor(&self, info: &TensorInfo) {
         let start = self.table.data_start + info.offset as usize;
         self.map.release(start..start + info.nbytes);
     }

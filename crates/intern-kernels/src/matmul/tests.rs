@@ -20,9 +20,14 @@ fn weights(ty: BlockType, rows: usize, cols: usize) -> Vec<u8> {
         block.iter_mut().for_each(|b| *b = rng.next_u64() as u8);
         let mut put =
             |at: usize, x: f32| block[at..at + 2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
-        put(0, 0.01);
-        if ty != BlockType::Q5_0 {
-            put(2, -0.02);
+        match ty {
+            BlockType::Q2K => {
+                put(80, 0.01);
+                put(82, -0.02);
+            }
+            BlockType::Q3K => put(108, 0.01),
+            BlockType::Mxfp4 => block[0] = 118,
+            _ => put(0, 0.01),
         }
     }
     bytes

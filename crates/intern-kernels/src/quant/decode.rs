@@ -18,6 +18,10 @@ pub(crate) fn decode_blocks(ty: BlockType, bytes: &[u8], out: &mut [f32]) {
         BlockType::Q4K => blocks.for_each(|(b, o)| q4_k(b, o)),
         BlockType::Q5K => blocks.for_each(|(b, o)| q5_k(b, o)),
         BlockType::Q6K => blocks.for_each(|(b, o)| q6_k(b, o)),
+        BlockType::Q2K => blocks.for_each(|(b, o)| q2_k(b, o)),
+        BlockType::Q3K => blocks.for_each(|(b, o)| q3_k(b, o)),
+        BlockType::Iq4Nl => blocks.for_each(|(b, o)| table(&b[2..], f16_at(b, 0), &IQ4_NL, o)),
+        BlockType::Mxfp4 => blocks.for_each(|(b, o)| table(&b[1..], shared_exponent(b[0]), &E2M1, o)),
     }
 }
 
@@ -102,5 +106,60 @@ fn q6_k(b: &[u8], out: &mut [f32]) {
                 out[half * 128 + run * 32 + i] = scale * q as f32;
             }
         }
+    }
+}
+
+/// Sixteen bytes of scale (low nibble) and minimum (high), 64 bytes of bit pairs, `d, dmin`: f16.
+///
+/// Each half of 128 elements is four runs of 32, which share bytes: run `j` has bits `2j, 2j + 1`.
+fn q2_k(b: &[u8], out: &mut [f32]) {
+    let (d, dmin) = (f16_at(b, 80), f16_at(b, 82));
+    for (g, group) in out.chunks_exact_mut(16).enumerate() {
+        let (scale, min) = (d * f32::from(b[g] & 15), dmin * f32::from(b[g] >> 4));
+        let (half, run, first) = (g / 8, g % 8 / 2, g % 2 * 16);
+        for (o, &q) in group.iter_mut().zip(&b[16 + 32 * half + first..]) {
+            *o = scale * f32::from((q >> (2 * run)) & 3) - min;
+        }
+    }
+}
+
+/// 32 bytes of third bits, 64 of bit pairs (as in Q2_K), 12 of six-bit scales plus 32, `d`: f16.
+///
+/// Third bit `j` of a byte is that of the `j`-th run of 32; where it is missing, 4 is subtracted.
+fn q3_k(b: &[u8], out: &mut [f32]) {
+    let d = f16_at(b, 108);
+    let packed = &b[96..108];
+    for (g, group) in out.chunks_exact_mut(16).enumerate() {
+        let low = (packed[g % 8] >> (4 * (g / 8))) & 15;
+        let high = (packed[8 + g % 4] >> (2 * (g / 4))) & 3;
+        let scale = d * (f32::from(low | high << 4) - 32.0);
+        let (half, run, first) = (g / 8, g % 8 / 2, g % 2 * 16);
+        for (i, o) in group.iter_mut().enumerate() {
+            let pair = (b[32 + 32 * half + first + i] >> (2 * run)) & 3;
+            let third = (b[first + i] >> (4 * half + run)) & 1;
+            *o = scale * (f32::from(pair | third << 2) - 4.0);
+        }
+    }
+}
+
+/// Finer near zero, where weights are dense.
+const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values of a four-bit float: sign, two exponent bits, one fraction bit.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Half of two to the power `e - 127` (the table holds doubled values).
+fn shared_exponent(e: u8) -> f32 {
+    match e {
+        0 | 1 => f32::from_bits(0x0020_0000 << e),
+        _ => f32::from_bits(u32::from(e - 1) << 23),
+    }
+}
+
+/// Sixteen bytes of indices: low nibbles are elements 0–15, high ones 16–31.
+fn table(indices: &[u8], d: f32, values: &[i8; 16], out: &mut [f32]) {
+    for (j, &byte) in indices[..16].iter().enumerate() {
+        out[j] = d * f32::from(values[usize::from(byte & 15)]);
+        out[j + 16] = d * f32::from(values[usize::from(byte >> 4)]);
     }
 }

@@ -7,6 +7,7 @@
 
 mod decode;
 mod encode;
+mod kquants;
 mod search;
 
 use half::{bf16, f16};
@@ -41,11 +42,19 @@ pub enum BlockType {
     Q5K,
     /// 256 six-bit numbers minus 32 in sixteen groups, each with an 8-bit scale.
     Q6K,
+    /// 256 two-bit numbers in sixteen groups, each with a 4-bit scale and a 4-bit minimum.
+    Q2K,
+    /// 256 three-bit numbers minus 4 in sixteen groups, each with a 6-bit scale.
+    Q3K,
+    /// 32 indices into a table of sixteen values and one f16 scale.
+    Iq4Nl,
+    /// 32 four-bit floats (E2M1) and one shared exponent.
+    Mxfp4,
 }
 
 impl BlockType {
     /// Every type, for tests and tables.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -57,6 +66,10 @@ impl BlockType {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Q2K,
+        Self::Q3K,
+        Self::Iq4Nl,
+        Self::Mxfp4,
     ];
 
     /// Elements per block; a row's length must be a multiple of it.
@@ -64,8 +77,8 @@ impl BlockType {
     pub const fn block_size(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => 32,
-            Self::Q4K | Self::Q5K | Self::Q6K => QK_K,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Iq4Nl | Self::Mxfp4 => 32,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => QK_K,
         }
     }
 
@@ -76,13 +89,16 @@ impl BlockType {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::Q8_0 => 34,
-            Self::Q4_0 => 18,
+            Self::Q4_0 | Self::Iq4Nl => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Mxfp4 => 17,
         }
     }
 
@@ -108,13 +124,17 @@ impl BlockType {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::Q2K => "Q2_K",
+            Self::Q3K => "Q3_K",
+            Self::Iq4Nl => "IQ4_NL",
+            Self::Mxfp4 => "MXFP4",
         }
     }
 
     /// Whether [`quantize`] can write it.
     #[must_use]
     pub const fn can_encode(self) -> bool {
-        !matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q5K)
+        !matches!(self, Self::Q2K | Self::Q3K | Self::Iq4Nl | Self::Mxfp4)
     }
 }
 
@@ -137,7 +157,16 @@ pub fn quantize(ty: BlockType, values: &[f32], bytes: &mut [u8]) {
         values.len(),
         ty.name()
     );
-    encode::encode_blocks(ty, values, bytes);
+    encode::encode_blocks(ty, values, None, bytes);
+}
+
+/// As [`quantize`] for one row: an error in column `i` counts `importance[i]` times.
+///
+/// Panics as [`quantize`] does, or when there is not one importance per value.
+pub fn quantize_weighted(ty: BlockType, values: &[f32], importance: &[f32], bytes: &mut [u8]) {
+    assert_eq!(bytes.len(), ty.row_bytes(values.len()), "bytes of {} {}", values.len(), ty.name());
+    assert_eq!(values.len(), importance.len(), "one importance per value");
+    encode::encode_blocks(ty, values, Some(importance), bytes);
 }
 
 /// The dot product of one stored row with `x`, summed in f64: the reference for [`crate::matmul`].

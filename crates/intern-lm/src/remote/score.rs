@@ -42,7 +42,8 @@ impl Remote {
         // All tokens are read, and others than ours insist on generating one.
         let spare = if self.is_ours() { 1 } else { 2 };
         let max_scored = self.max_context.unwrap_or(DEFAULT_CONTEXT).saturating_sub(spare).max(1);
-        let windows = windows(request, &|text| self.tokenize(text, false), &|| self.prefix(), max_scored)?;
+        let windows =
+            windows(request, &|text, special| self.tokenize(text, special), &|| self.prefix(), max_scored)?;
         let mut parts = Vec::new();
         for Window { tokens, scored } in windows {
             let end = tokens.len();

@@ -1,6 +1,7 @@
 //! One module per subcommand: its arguments, and the call into its crate.
 
 pub mod agent;
+pub mod config_docs;
 pub mod data;
 mod data_compare;
 pub mod eval;

@@ -45,11 +45,13 @@ enum ServeCommand {
 #[derive(Args)]
 #[command(after_help = "Examples:
   intern serve quantize runs/tiny/checkpoint --type q8_0 --out tiny-q8.gguf
-  intern serve quantize runs/tiny/checkpoint --type q4_k --out tiny-q4k.gguf --json")]
+  intern serve quantize runs/tiny/checkpoint --type q4_k_m --out tiny-q4km.gguf --json
+  intern serve quantize runs/tiny/checkpoint --type q4_0 --imatrix text.txt --scale --out tiny-q4.gguf
+  intern serve quantize tiny-f16.gguf --type q5_k_m --text heldout.txt --out tiny-q5km.gguf")]
 struct QuantizeArgs {
-    /// Checkpoint directory.
+    /// Checkpoint directory (AWQ and GPTQ ones too), or a GGUF file of F32, F16 or BF16.
     model: PathBuf,
-    /// Weight type: f16, q8_0, q4_0 or q4_k.
+    /// Weight type: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.
     #[arg(long = "type", value_name = "TYPE")]
     quant: QuantType,
     /// The GGUF file to write.
@@ -58,6 +60,18 @@ struct QuantizeArgs {
     /// The model's name in the file [default: the directory's].
     #[arg(long)]
     name: Option<String>,
+    /// Calibration text: rounding errors go where its activations are small.
+    #[arg(long, value_name = "TEXT")]
+    imatrix: Option<PathBuf>,
+    /// Tokens of the calibration text that are used.
+    #[arg(long, value_name = "N", default_value_t = 16_384, requires = "imatrix")]
+    imatrix_tokens: usize,
+    /// Also scale columns by their activations before rounding (AWQ).
+    #[arg(long, requires = "imatrix")]
+    scale: bool,
+    /// Compare the perplexity of this text before and after.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -173,13 +187,28 @@ pub fn run(args: ServeArgs) -> Result<()> {
 }
 
 fn run_quantize(args: QuantizeArgs) -> Result<()> {
+    intern_train::interrupt::install();
     intern_progress::set_silent(args.json);
-    let config = QuantizeConfig { model: args.model, quant: args.quant, name: args.name };
+    let config = QuantizeConfig {
+        name: args.name,
+        imatrix: args.imatrix,
+        imatrix_tokens: args.imatrix_tokens,
+        scale: args.scale,
+        ..QuantizeConfig::new(args.model, args.quant)
+    };
     let summary = quantize::run(&config, &args.out)?;
+    let perplexity = match &args.text {
+        Some(text) => Some(quantize::compare(&config.model, &args.out, text)?),
+        None => None,
+    };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        let mut result = serde_json::to_value(&summary)?;
+        if let Some(perplexity) = perplexity {
+            result["perplexity"] = serde_json::to_value(perplexity)?;
+        }
+        println!("{}", serde_json::to_string_pretty(&result)?);
     } else {
-        println!("{}", quantize::table(&summary));
+        println!("{}", quantize::table(&summary, perplexity));
     }
     Ok(())
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 pub use recipe::Recipe;
+pub use recipe::RecipeFile;
 pub use recipe::Step;
 pub use state::State;
 

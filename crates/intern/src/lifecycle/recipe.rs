@@ -12,23 +12,34 @@ use toml::{Table, Value};
 use super::State;
 use super::steps::COMMANDS;
 
-#[derive(Deserialize)]
+/// A recipe as it stands in its file.
+#[derive(Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RecipeFile {
+pub struct RecipeFile {
+    /// What it makes, for the report.
     title: String,
+    /// Where the steps write; `--out` overrides it.
     out: PathBuf,
+    /// A sentence or two, for the report.
     #[serde(default)]
     about: String,
+    /// What is done, in this order.
     step: Vec<StepFile>,
 }
 
-#[derive(Deserialize)]
+/// One call of a command. In any string, `{name}` is the directory of the earlier step `name`.
+#[derive(Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct StepFile {
+    /// Unique; the step writes to a directory of this name.
     name: String,
+    /// The command, as in `data run`.
     run: String,
+    /// The command's keys, as in its section here.
     #[serde(default)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     config: Table,
+    /// Files outside the recipe that the step depends on; it runs again when they change.
     #[serde(default)]
     inputs: Vec<PathBuf>,
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::gguf::Gguf;
 use intern_kernels::pool::Pool;
+use intern_kernels::quant::BlockType;
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
 use intern_model::{ModelConfig, RopeScaling};
 use intern_tokenizer::Tokenizer;
@@ -41,8 +42,11 @@ pub struct EngineConfig {
     pub max_batch_tokens: usize,
     /// Memory for keys and values, in MiB. Only what is used is touched.
     pub kv_memory_mb: usize,
-    /// How keys and values are kept.
-    pub kv_type: KvType,
+    /// How keys and values are kept: "f32" or "f16"; "f32" for f32 weights, else "f16", if absent.
+    pub kv_type: Option<KvType>,
+    /// Multiply quantized weights in f32 instead of integers: slow, to tell the error of the
+    /// weights from that of the activations.
+    pub f32_products: bool,
     /// Longest prompt plus answer; the model's own limit if absent.
     pub max_context: Option<usize>,
     /// Keep the blocks of earlier requests for later ones that begin the same way.
@@ -61,13 +65,12 @@ pub struct EngineConfig {
 }
 
 /// How the cache keeps keys and values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum KvType {
     /// 32-bit floats.
     F32,
     /// 16-bit floats: half the memory, three digits.
-    #[default]
     F16,
 }
 
@@ -90,7 +93,8 @@ impl Default for EngineConfig {
             max_num_seqs: 64,
             max_batch_tokens: 512,
             kv_memory_mb: 1024,
-            kv_type: KvType::F16,
+            kv_type: None,
+            f32_products: false,
             max_context: None,
             prefix_cache: true,
             prompt_lookup: 0,
@@ -259,7 +263,7 @@ struct Loaded {
     eos_ids: Vec<u32>,
 }
 
-fn open(model: &Path, adapter: Option<&Path>, pool: &Pool) -> Result<Loaded> {
+fn open(model: &Path, adapter: Option<&Path>, pool: Option<&Pool>) -> Result<Loaded> {
     if model.is_file() {
         ensure!(
             adapter.is_none(),
@@ -295,10 +299,11 @@ impl Engine {
     /// If files are missing or do not belong together; the message names them.
     pub fn load(model: &Path, adapter: Option<&Path>, config: &EngineConfig) -> Result<Self> {
         let pool = Pool::new(config.threads).context("starting the engine's threads")?;
-        let large = open(model, adapter, &pool)?;
+        let large = open(model, adapter, (!config.f32_products).then_some(&pool))?;
         let Some(path) = &config.draft_model else { return Self::start(large, None, pool, config) };
         let pool_2 = Pool::new(config.threads).context("starting the engine's threads")?;
-        let small = open(path, None, &pool_2).context("loading draft_model")?;
+        let small =
+            open(path, None, (!config.f32_products).then_some(&pool_2)).context("loading draft_model")?;
         let (a, b) = (&large.tokenizer, &small.tokenizer);
         ensure!(
             a.vocab_size() == b.vocab_size()
@@ -330,8 +335,12 @@ impl Engine {
             eos_ids = tokenizer.eos_id().into_iter().collect();
         }
         let model = weights.config.clone();
+        let kv_type = config.kv_type.unwrap_or(match weights.embedding.ty {
+            BlockType::F32 => KvType::F32,
+            _ => KvType::F16,
+        });
         let per_position = |model: &ModelConfig| {
-            2 * model.num_layers * model.num_kv_heads * model.head_dim * config.kv_type.bytes()
+            2 * model.num_layers * model.num_kv_heads * model.head_dim * kv_type.bytes()
         };
         let models = || std::iter::once(&model).chain(draft.as_ref().map(|d| &d.0.config));
         let per_position: usize = models().map(per_position).sum();
@@ -354,8 +363,7 @@ impl Engine {
         let blocks = BlockManager::new(num_blocks, config.block_size);
         let weight_bytes = weights.nbytes() + draft.as_ref().map_or(0, |d| d.0.nbytes());
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
-        let runner =
-            |weights, pool| Runner::new(weights, pool, num_blocks, config.block_size, config.kv_type);
+        let runner = |weights, pool| Runner::new(weights, pool, num_blocks, config.block_size, kv_type);
         let worker = Worker {
             drafter: draft
                 .map(|(weights, pool)| Drafter { runner: runner(weights, pool), most: config.draft_tokens }),

@@ -90,7 +90,7 @@ pub(crate) struct GgufFacts {
 
 /// Reads the model of a GGUF file. Matrices the integer kernels know are packed and their pages
 /// given back one by one; the others and the embedding stay mapped.
-pub(crate) fn load(gguf: &Arc<Gguf>, pool: &Pool) -> Result<(Weights, GgufFacts)> {
+pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>) -> Result<(Weights, GgufFacts)> {
     let reader = Reader { gguf, path: gguf.path(), pool };
     let architecture = reader.string("general.architecture")?;
     let config = read_config(&reader, &architecture)?;
@@ -249,7 +249,7 @@ fn read_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String, context: usize) -> Ro
 struct Reader<'a> {
     gguf: &'a Arc<Gguf>,
     path: &'a Path,
-    pool: &'a Pool,
+    pool: Option<&'a Pool>,
 }
 
 impl Reader<'_> {

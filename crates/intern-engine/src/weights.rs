@@ -79,9 +79,9 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
-    /// Packs what has an integer kernel, keeps the rest.
-    pub fn new(pool: &Pool, stored: Stored) -> Self {
-        match Packed::new(pool, stored.view()) {
+    /// Packs what has an integer kernel, on `pool` if there is one; keeps the rest.
+    pub fn new(pool: Option<&Pool>, stored: Stored) -> Self {
+        match pool.and_then(|pool| Packed::new(pool, stored.view())) {
             Some(packed) => Self::Packed(packed),
             None => Self::Stored(stored),
         }
@@ -202,7 +202,7 @@ pub(crate) struct CheckpointFacts {
 pub(crate) fn load_checkpoint(
     dir: &Path,
     adapter: Option<&Path>,
-    pool: &Pool,
+    pool: Option<&Pool>,
 ) -> Result<(Weights, CheckpointFacts)> {
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
@@ -295,7 +295,7 @@ fn token_ids(value: Option<&serde_json::Value>) -> Vec<u32> {
 /// Where the tensors of a checkpoint come from.
 struct Source<'a> {
     dir: &'a Path,
-    pool: &'a Pool,
+    pool: Option<&'a Pool>,
     checkpoint: &'a Arc<Checkpoint>,
     adapter: Option<Merge>,
 }

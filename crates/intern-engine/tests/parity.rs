@@ -3,8 +3,8 @@
 mod support;
 
 use candle_core::{DType, Device};
-use intern_engine::Engine;
 use intern_engine::quantize::{self, QuantType, QuantizeConfig};
+use intern_engine::{Engine, EngineRequest};
 use intern_model::lora::{self, LoraConfig};
 use intern_model::{Architecture, RopeScaling, Transformer};
 use support::*;
@@ -91,6 +91,34 @@ fn fewer_bits_lose_little() {
         let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum();
         let relative = (error / power).sqrt();
         assert!(relative < most, "{quant}: {relative}");
+    }
+}
+
+#[test]
+fn integers_stay_close_and_a_batch_changes_no_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(Architecture::InternLm2);
+    (config.hidden_size, config.head_dim, config.intermediate_size) = (256, 64, 512);
+    Transformer::init(&config, 7, &Device::Cpu).unwrap().save(dir.path(), DType::F32).unwrap();
+    tokenizer().save(dir.path()).unwrap();
+    let tokens = prompt(40, 4);
+    for quant in [QuantType::Q8_0, QuantType::Q4_0, QuantType::Q4_K_M, QuantType::Q5_K_M, QuantType::Q6_K] {
+        let out = dir.path().join(format!("{quant}.gguf"));
+        quantize::run(&QuantizeConfig::new(dir.path(), quant), &out).unwrap();
+        let engine = load(&out);
+        let (got, want) = (engine.logits(&tokens).unwrap(), load_exact(&out).logits(&tokens).unwrap());
+        let power: f32 = want.iter().map(|x| x * x).sum();
+        let error: f32 = got.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum();
+        assert!((error / power).sqrt() < 0.02, "{quant}: {}", (error / power).sqrt());
+        // Alone, and beside others whose prompts are read in the same steps.
+        let alone: Vec<Vec<u32>> =
+            (0..6).map(|i| generate(&engine, &prompt(5 + 9 * i, i as u64), greedy(12))).collect();
+        let receivers: Vec<_> = (0..6)
+            .map(|i| engine.submit(EngineRequest::new(prompt(5 + 9 * i, i as u64), greedy(12))))
+            .collect();
+        for (alone, receiver) in alone.iter().zip(receivers) {
+            assert_eq!(*alone, collect(receiver).unwrap(), "{quant}");
+        }
     }
 }
 

@@ -94,7 +94,7 @@ fn scores_are_log_probabilities_of_the_logits() {
     let got = engine
         .score(&[ScoreRequest::Continuation { context: context.into(), continuation: continuation.into() }])
         .unwrap()[0];
-    let encode = |text: &str| engine.tokenizer().encode(text, false).unwrap();
+    let encode = |text: &str| engine.tokenizer().encode(text, true).unwrap();
     let whole = encode("the cat sat on  the mat 一只猫");
     let split = encode("the cat sat on").len();
     let logits = engine.logits(&whole).unwrap();

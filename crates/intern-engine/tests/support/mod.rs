@@ -51,11 +51,17 @@ pub fn config(arch: Architecture) -> ModelConfig {
 
 /// Writes a random model of `config` with its tokenizer. Biases and norms are made random too.
 pub fn save(config: &ModelConfig, dir: &Path, dtype: DType) -> Transformer {
+    // Larger than at initialization, so that logits differ and greedy choices are clear.
+    save_spread(config, dir, dtype, 0.12)
+}
+
+/// [`save`] with matrices of this standard deviation. Large ones make a wide model chaotic:
+/// small errors grow from layer to layer.
+pub fn save_spread(config: &ModelConfig, dir: &Path, dtype: DType, matrices: f64) -> Transformer {
     let model = Transformer::init(config, 7, &Device::Cpu).unwrap();
     for (i, (name, var)) in model.named_vars().into_iter().enumerate() {
-        // Larger than at initialization, so that logits differ and greedy choices are clear.
         let mut rng = Rng::new(11, i as u64);
-        let (centre, spread) = if name.contains("norm") { (1.0, 0.2) } else { (0.0, 0.12) };
+        let (centre, spread) = if name.contains("norm") { (1.0, 0.2) } else { (0.0, matrices) };
         let n: usize = var.dims().iter().product();
         let values: Vec<f32> = (0..n).map(|_| (centre + spread * rng.normal()) as f32).collect();
         let tensor = candle_core::Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap();
@@ -73,9 +79,14 @@ pub fn engine_config() -> EngineConfig {
         block_size: 16,
         max_num_seqs: 8,
         max_batch_tokens: 64,
-        kv_type: KvType::F32,
+        kv_type: Some(KvType::F32),
         ..EngineConfig::default()
     }
+}
+
+/// With quantized weights multiplied in f32.
+pub fn load_exact(path: &Path) -> Engine {
+    Engine::load(path, None, &EngineConfig { f32_products: true, ..engine_config() }).unwrap()
 }
 
 pub fn load(path: &Path) -> Engine {

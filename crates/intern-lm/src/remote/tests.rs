@@ -352,8 +352,9 @@ fn a_server_that_tokenizes_is_scored_by_tokens() {
     check_score(&remote, "ab ", "c", -2.0, false, 2);
     check_score(&remote, "", "cd", -2.0, true, 2);
     check_score(&remote, "abcdefgh", "ij", -2.0, true, 2);
+    // The token the tokenizer adds by itself is scored like any other, as lm-evaluation-harness does.
     let score = remote.score(&[ScoreRequest::Rolling { text: "abcdefghij".into() }]).unwrap()[0];
-    assert_eq!(score, Score { logprob: -10.0, is_greedy: true, num_tokens: 10 });
+    assert_eq!(score, Score { logprob: -11.0, is_greedy: false, num_tokens: 11 });
     let seen = seen.lock().unwrap();
     let last = &seen.iter().rfind(|(path, ..)| path == "/v1/completions").unwrap().2;
     assert_eq!(last["prompt"], json!([102, 103, 104, 105, 106]));

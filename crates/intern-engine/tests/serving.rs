@@ -460,10 +460,11 @@ fn a_storm_of_requests_leaves_nothing_behind() {
             ..greedy(rng.range(1, 40) as usize)
         };
         let late = (i % 7 == 0).then(|| Instant::now() + Duration::from_millis(rng.range(0, 200)));
-        let receiver = engine.submit(EngineRequest { deadline: late, ..EngineRequest::new(tokens, sampling) });
+        let receiver =
+            engine.submit(EngineRequest { deadline: late, ..EngineRequest::new(tokens, sampling) });
         match rng.range(0, 3) {
-            0 => drop(receiver), // the client is gone at once,
-            1 => drop(receiver.recv()), // or after a first word,
+            0 => drop(receiver),                        // the client is gone at once,
+            1 => drop(receiver.recv()),                 // or after a first word,
             _ => kept.push((late.is_some(), receiver)), // or stays
         }
     }

@@ -225,3 +225,90 @@ impl TokenizerEnv for Vocabulary {
             .unwrap_or_else(|| self.trie.greedy_tokenize(s))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Instant;
+
+    use intern_kernels::rng::Rng;
+
+    use super::*;
+    use crate::text::TextStream;
+
+    /// Walks through a grammar at random; the text, the choices and how long masks took.
+    fn walk(grammars: &Grammars, grammar: &Grammar, seed: u64) -> (String, usize, usize, f64) {
+        let mut constraint = grammars.constraint(grammar, &[]).unwrap();
+        let mut text = TextStream::new(&grammars.tokenizer, false, &[]);
+        text.keep_leading_space(&grammars.tokenizer);
+        let (mut out, mut rng) = (String::new(), Rng::new(seed, 0));
+        let (mut choices, mut forced, mut slowest) = (0, 0, 0.0f64);
+        while choices < 300 {
+            for id in constraint.forced().unwrap() {
+                out += &text.push(id);
+                forced += 1;
+            }
+            if constraint.is_complete() {
+                break;
+            }
+            let start = Instant::now();
+            let mask = constraint.masks(&[]).unwrap().remove(0);
+            slowest = slowest.max(start.elapsed().as_secs_f64());
+            let allowed = mask.to_list();
+            // Soon enough, so that strings and numbers come to their end.
+            let end = allowed.iter().copied().find(|&id| constraint.is_end(id) || (choices > 40 && id < 300));
+            let id = end.unwrap_or_else(|| allowed[rng.range(0, allowed.len() as u64 - 1) as usize]);
+            if constraint.is_end(id) {
+                break;
+            }
+            constraint.accept(&[id]).unwrap();
+            out += &text.push(id);
+            choices += 1;
+        }
+        (out + &text.finish(), choices, forced, slowest)
+    }
+
+    #[test]
+    fn real_vocabularies_follow_grammars() {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/assets/tokenizers");
+        for file in [
+            "internlm/tokenizer_internlm2.model",
+            "mistral/tokenizer.model.v1",
+            "tiktoken/r50k_base.tiktoken",
+        ] {
+            let path = assets.join(file);
+            if !path.exists() {
+                println!("skipped: {file} is not there");
+                continue;
+            }
+            let tokenizer = Tokenizer::from_path(&path).unwrap();
+            let grammars = Grammars::new(&tokenizer, &tokenizer.end_ids());
+            let regex = Grammar::Regex(" (the cat|a dog) sat, 一只猫坐在垫子上".into());
+            let start = Instant::now();
+            let (text, choices, forced, _) = walk(&grammars, &regex, 1);
+            let first = start.elapsed().as_secs_f64();
+            let parts = [" the cat", " a dog"].map(|who| format!("{who} sat, 一只猫坐在垫子上"));
+            assert!(parts.contains(&text), "{file}: {text:?}");
+            assert!(choices < forced, "{file}: {choices} choices, {forced} forced");
+            let schema = json!({
+                "type": "object",
+                "properties": { "name": { "type": "string", "maxLength": 20 }, "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+                                "tags": { "type": "array", "items": { "enum": ["red", "green"] }, "maxItems": 3 } },
+                "required": ["name", "age", "tags"], "additionalProperties": false
+            });
+            for seed in 0..5 {
+                let start = Instant::now();
+                let (text, choices, forced, slowest) =
+                    walk(&grammars, &Grammar::JsonSchema(schema.clone()), seed);
+                let all = start.elapsed().as_secs_f64();
+                let value: Value =
+                    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{file}: {text:?}: {e}"));
+                assert!(jsonschema::is_valid(&schema, &value), "{file}: {text}");
+                println!(
+                    "{file}: {choices} chosen, {forced} forced; first use {first:.3} s, all {all:.4} s, slowest mask {:.2} ms",
+                    1e3 * slowest
+                );
+            }
+        }
+    }
+}

@@ -160,6 +160,20 @@ fn a_short_prompt_is_answered_within_two_steps_of_a_long_one() {
 }
 
 #[test]
+fn a_bound_on_prompts_leaves_answers_alone() {
+    let mut m = Model::new(100, 4, 8, 64, true);
+    m.scheduler.add(sequence(0, 3, 10));
+    m.step();
+    m.scheduler.set_draft(0, vec![]);
+    m.scheduler.add(sequence(1, 50, 10));
+    m.scheduler.limit_prompts(5);
+    assert_eq!(m.step().0, [chunk(0, 3, 1), chunk(1, 0, 5)]);
+    m.scheduler.set_draft(0, vec![]);
+    m.scheduler.limit_prompts(0);
+    assert_eq!(m.step().0, [chunk(0, 4, 1), chunk(1, 5, 1)]);
+}
+
+#[test]
 fn the_youngest_gives_way_and_is_recomputed() {
     for (more, preempts) in [(1, false), (5, true)] {
         let mut m = Model::new(4, 2, 8, 16, true);

@@ -256,7 +256,8 @@ impl Cleaner<'_> {
             Some(hasher) if kept => hasher.sign(text),
             _ => Signature::default(),
         };
-        let fingerprint = if kept { exact::fingerprint(text) } else { [0; 16] };
+        let exact = self.config.dedup.exact.enabled;
+        let fingerprint = if kept && exact { exact::fingerprint(text) } else { [0; 16] };
         let rank = Rank { chars: text.chars().count() as u32, score: judged.rank };
         let url = match judged.document.url.as_str() {
             "" => 0,

@@ -7,20 +7,29 @@
 //!
 //! Results depend on input and configuration only, never on threads, time or machine.
 
+pub mod classifier;
 mod corpus;
 pub mod dedup;
+pub mod diff;
 pub mod extract;
+pub mod gap;
 pub mod gold;
 mod hash;
+pub mod mix;
+pub mod pii;
 pub mod pipeline;
 pub mod report;
+pub mod seek;
 pub mod show;
+pub mod signatures;
 pub mod source;
 pub mod stage;
 pub mod synth;
+mod terms;
 pub mod tokenize;
 pub mod tokenizer;
 pub mod verdicts;
+pub mod why;
 pub mod words;
 
 pub use source::rustc_docs;

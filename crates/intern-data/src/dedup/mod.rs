@@ -7,6 +7,7 @@
 pub mod exact;
 pub mod minhash;
 mod numpy;
+pub mod pieces;
 mod union_find;
 
 pub use union_find::UnionFind;

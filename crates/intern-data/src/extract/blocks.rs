@@ -34,9 +34,9 @@ pub enum Kind {
     },
     /// Verbatim text.
     Pre,
-    /// A caption of a figure or table.
+    /// A caption of a figure.
     Caption,
-    /// A term of a definition list.
+    /// A term of a definition list, or the caption of a table.
     Term,
 }
 
@@ -344,7 +344,8 @@ impl<'a> Cutter<'a> {
             let node = node.unwrap_or(i);
             match tag {
                 Tag::Pre => return (node, Kind::Pre),
-                Tag::Figcaption | Tag::Caption => return (node, Kind::Caption),
+                Tag::Figcaption => return (node, Kind::Caption),
+                Tag::Caption => return (node, Kind::Term),
                 Tag::Dt => return (node, Kind::Term),
                 Tag::Li => {
                     let first = !std::mem::replace(&mut self.open[at].used, true);

@@ -8,7 +8,9 @@
 mod blocks;
 mod dom;
 mod hints;
+mod json_ld;
 mod meta;
+mod phrases;
 mod render;
 mod select;
 mod tag;
@@ -87,6 +89,13 @@ pub fn extract(html: &str, config: &ExtractConfig) -> Extracted {
     page.truncated = dom.truncated;
     let blocks = main_blocks(&dom, config);
     page.text = render::render(blocks.iter(), config.format);
+    // Some pages show their text by script only, but declare it to search engines.
+    if config.main_content && page.text.len() < JSON_LD_BELOW {
+        let declared = json_ld::article_body(html);
+        if declared.len() > 4 * page.text.len() && declared.len() > JSON_LD_BELOW {
+            page.text = declared;
+        }
+    }
     if config.title && !page.title.is_empty() && !page.text.starts_with(&page.title) {
         page.text = format!("{}\n\n{}", page.title, page.text);
     }
@@ -126,6 +135,9 @@ pub fn files(
     }
     Ok(())
 }
+
+/// Texts shorter than this, in bytes, are compared with what the page declares.
+const JSON_LD_BELOW: usize = 400;
 
 /// Below this mass of text, the hints are suspected of having thrown the text away.
 const TOO_LITTLE: u32 = 200;

@@ -9,6 +9,7 @@ use super::Mode;
 use super::blocks::{Block, Kind};
 use super::dom::Dom;
 use super::hints::Hint;
+use super::phrases;
 use super::tag::Tag;
 
 /// A child must hold this share of the weight to be entered instead of its parent.
@@ -39,7 +40,9 @@ pub fn select(dom: &Dom, hints: &[Hint], blocks: &[Block], mode: Mode) -> Vec<us
     let range = dom.subtree(root);
     let inside: Vec<usize> =
         (0..blocks.len()).filter(|&k| range.contains(&(blocks[k].node as usize))).collect();
-    prune(blocks, &inside, mode)
+    let mut chosen = lead(blocks, hints, range.start);
+    chosen.extend(prune(blocks, &inside, mode));
+    chosen
 }
 
 /// What a block contributes to its containers.
@@ -120,6 +123,31 @@ fn descend(dom: &Dom, hints: &[Hint], sums: &[f32]) -> usize {
     }
 }
 
+/// Most blocks of a lead, and its most mass.
+const LEAD_BLOCKS: usize = 3;
+const LEAD_MASS: u32 = 900;
+
+/// The lead: sentences between the page's heading and the chosen container, which many
+/// layouts put into the head of the article.
+fn lead(blocks: &[Block], hints: &[Hint], root: usize) -> Vec<usize> {
+    let before = blocks.partition_point(|b| (b.node as usize) < root);
+    let heading = blocks[..before].iter().rposition(|b| b.kind == Kind::Heading(1));
+    let Some(heading) = heading else { return Vec::new() };
+    let reads = |b: &Block| {
+        let prose = matches!(b.kind, Kind::Paragraph | Kind::Loose | Kind::Heading(_));
+        prose
+            && b.mass >= 30
+            && b.link_density() < 0.2
+            && b.ends_sentence()
+            && hints[b.node as usize] != Hint::Boilerplate
+            && !phrases::is_pointer(&b.text)
+    };
+    let found: Vec<usize> = (heading + 1..before).filter(|&k| reads(&blocks[k])).collect();
+    let mass: u32 = found.iter().map(|&k| blocks[k].mass).sum();
+    // More than that is another text.
+    if found.len() > LEAD_BLOCKS || mass > LEAD_MASS { Vec::new() } else { found }
+}
+
 /// Leaves out what reads as boilerplate inside the chosen container.
 fn prune(blocks: &[Block], inside: &[usize], mode: Mode) -> Vec<usize> {
     let mut keep: Vec<bool> = inside.iter().map(|&k| is_content(&blocks[k], mode)).collect();
@@ -152,10 +180,15 @@ fn is_content(b: &Block, mode: Mode) -> bool {
         Mode::Balanced => (1.0, 20),
         Mode::Recall => (1.3, 5),
     };
+    if mode != Mode::Recall && phrases::is_pointer(&b.text) {
+        return false;
+    }
     match b.kind {
         Kind::Pre | Kind::Heading(_) => true,
         Kind::Paragraph => density < 0.9 * links || (b.mass > 200 && mode != Mode::Precision),
         Kind::Loose => density < 0.5 * links && (b.mass >= crumb || b.punctuation > 0 || b.ends_sentence()),
-        Kind::Item { .. } | Kind::Cell { .. } | Kind::Caption | Kind::Term => density < 0.7 * links,
+        // What a picture shows is told beside the text, not in it.
+        Kind::Caption => mode == Mode::Recall,
+        Kind::Item { .. } | Kind::Cell { .. } | Kind::Term => density < 0.7 * links,
     }
 }

@@ -1,17 +1,20 @@
 //! A recipe's configuration: one TOML file is one complete run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::dedup::exact::ExactConfig;
 use crate::dedup::minhash::MinhashConfig;
+use crate::dedup::pieces::PiecesConfig;
 use crate::extract::ExtractConfig;
 use crate::source::SourceConfig;
 use crate::stage::{
-    C4, C4Config, Fineweb, FinewebConfig, Language, LanguageConfig, Length, LengthConfig, Quality,
-    QualityConfig, Repetition, RepetitionConfig, Stage,
+    Badwords, BadwordsConfig, C4, C4Config, Classify, ClassifyConfig, Decontaminate, DecontaminateConfig,
+    Fineweb, FinewebConfig, Language, LanguageConfig, Length, LengthConfig, Lines, LinesConfig, Pii,
+    PiiConfig, Quality, QualityConfig, Repetition, RepetitionConfig, Score, ScoreConfig, Stage, Url,
+    UrlConfig,
 };
 use crate::words::Splitter;
 
@@ -27,6 +30,14 @@ pub struct RecipeConfig {
     pub extract: ExtractConfig,
     /// How the rules find words: `characters`, `whitespace`, `english` or `language`.
     pub words: Splitter,
+    /// The order of the stages; those not named follow in the usual one: `url`, `language`,
+    /// `lines`, `length`, `repetition`, `quality`, `c4`, `fineweb`, `badwords`, `classifier`,
+    /// `decontaminate`, `score`, `pii`.
+    pub order: Vec<String>,
+    /// Block lists of addresses.
+    pub url: UrlConfig,
+    /// Clean-up of lines.
+    pub lines: LinesConfig,
     /// Language identification.
     pub language: LanguageConfig,
     /// Too short, too long.
@@ -39,6 +50,16 @@ pub struct RecipeConfig {
     pub c4: C4Config,
     /// Lists and menus, by FineWeb's rules.
     pub fineweb: FinewebConfig,
+    /// Word lists.
+    pub badwords: BadwordsConfig,
+    /// Classifiers in fastText's format.
+    pub classifier: Vec<ClassifyConfig>,
+    /// Test questions of benchmarks.
+    pub decontaminate: DecontaminateConfig,
+    /// Quality, information and density.
+    pub score: ScoreConfig,
+    /// Personal data.
+    pub pii: PiiConfig,
     /// Copies across the corpus.
     pub dedup: DedupConfig,
     /// What is written.
@@ -66,10 +87,24 @@ impl Default for EncodingConfig {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DedupConfig {
+    /// Same address: the first page stays.
+    pub url: UrlCopiesConfig,
     /// Same text.
     pub exact: ExactConfig,
     /// Nearly the same text.
     pub minhash: MinhashConfig,
+    /// Paragraphs that another document has.
+    pub paragraphs: PiecesConfig,
+    /// Lines that another document has.
+    pub lines: PiecesConfig,
+}
+
+/// `[dedup.url]` of a recipe.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UrlCopiesConfig {
+    /// Whether pages with an address seen before are dropped.
+    pub enabled: bool,
 }
 
 /// `[output]` of a recipe.
@@ -116,25 +151,108 @@ impl RecipeConfig {
         if self.output.shard_pages == 0 || self.output.max_page_bytes == 0 {
             bail!("output: shard_pages and max_page_bytes must be at least 1");
         }
-        let mut stages: Vec<Box<dyn Stage>> = Vec::new();
-        if self.language.enabled {
-            stages.push(Box::new(Language::new(self.language.clone())?));
+        self.names()?.iter().map(|name| self.stage(name)).collect()
+    }
+
+    /// Names of the enabled stages, in their order.
+    ///
+    /// # Errors
+    /// If `order` names an unknown stage, or one twice.
+    pub fn names(&self) -> Result<Vec<&'static str>> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for wanted in &self.order {
+            let Some(name) = STAGES.iter().find(|s| *s == wanted).filter(|s| !names.contains(s)) else {
+                bail!(
+                    "order: {wanted:?} is no stage, or is named twice\nhint: the stages are {}",
+                    STAGES.join(", ")
+                );
+            };
+            names.push(name);
         }
-        if self.length.enabled {
-            stages.push(Box::new(Length(self.length.clone())));
+        let rest: Vec<&str> = STAGES.iter().filter(|s| !names.contains(s)).copied().collect();
+        names.extend(rest);
+        names.retain(|name| self.is_enabled(name));
+        Ok(names)
+    }
+
+    /// Whether the stage or deduplication of this name runs.
+    #[must_use]
+    pub fn is_enabled(&self, name: &str) -> bool {
+        match name {
+            "url" => self.url.enabled,
+            "language" => self.language.enabled,
+            "lines" => self.lines.enabled,
+            "length" => self.length.enabled,
+            "repetition" => self.repetition.enabled,
+            "quality" => self.quality.enabled,
+            "c4" => self.c4.enabled,
+            "fineweb" => self.fineweb.enabled,
+            "badwords" => self.badwords.enabled,
+            "classifier" => !self.classifier.is_empty(),
+            "decontaminate" => self.decontaminate.enabled,
+            "score" => self.score.enabled,
+            "pii" => self.pii.enabled,
+            "same_url" => self.dedup.url.enabled,
+            "exact" => self.dedup.exact.enabled,
+            "minhash" => self.dedup.minhash.enabled,
+            "same_paragraphs" => self.dedup.paragraphs.enabled,
+            "same_lines" => self.dedup.lines.enabled,
+            _ => true,
         }
-        if self.repetition.enabled {
-            stages.push(Box::new(Repetition(self.repetition.clone())));
+    }
+
+    fn stage(&self, name: &str) -> Result<Box<dyn Stage>> {
+        Ok(match name {
+            "url" => Box::new(Url::new(&self.url)?),
+            "language" => Box::new(Language::new(self.language.clone())?),
+            "lines" => Box::new(Lines(self.lines.clone())),
+            "length" => Box::new(Length(self.length.clone())),
+            "repetition" => Box::new(Repetition(self.repetition.clone())),
+            "quality" => Box::new(Quality(self.quality.clone())),
+            "c4" => Box::new(C4(self.c4.clone())),
+            "fineweb" => Box::new(Fineweb(self.fineweb.clone())),
+            "badwords" => Box::new(Badwords::new(&self.badwords)?),
+            "classifier" => Box::new(Classify::new(&self.classifier)?),
+            "decontaminate" => Box::new(Decontaminate::new(&self.decontaminate)?),
+            "score" => Box::new(Score(self.score.clone())),
+            "pii" => Box::new(Pii(self.pii.clone())),
+            other => bail!("no stage {other:?}"),
+        })
+    }
+
+    /// Files beside the sources that decide what a run gives: lists, models, benchmarks.
+    #[must_use]
+    pub fn files(&self) -> Vec<&Path> {
+        let mut files: Vec<&Path> = Vec::new();
+        if self.url.enabled {
+            files.extend(self.url.files().map(PathBuf::as_path));
         }
-        if self.quality.enabled {
-            stages.push(Box::new(Quality(self.quality.clone())));
+        if self.badwords.enabled {
+            files.extend(self.badwords.files.iter().map(PathBuf::as_path));
         }
-        if self.c4.enabled {
-            stages.push(Box::new(C4(self.c4.clone())));
+        if self.decontaminate.enabled {
+            files.extend(self.decontaminate.files());
         }
-        if self.fineweb.enabled {
-            stages.push(Box::new(Fineweb(self.fineweb.clone())));
-        }
-        Ok(stages)
+        files.extend(self.classifier.iter().map(|c| c.model.as_path()));
+        files.extend(self.language.model.as_deref().filter(|_| self.language.enabled));
+        files.extend(self.gold.as_deref());
+        files
     }
 }
+
+/// The stages in their usual order.
+pub const STAGES: [&str; 13] = [
+    "url",
+    "language",
+    "lines",
+    "length",
+    "repetition",
+    "quality",
+    "c4",
+    "fineweb",
+    "badwords",
+    "classifier",
+    "decontaminate",
+    "score",
+    "pii",
+];

@@ -11,6 +11,7 @@ use super::config::RecipeConfig;
 use super::signatures::Signatures;
 use super::stats::Stats;
 use super::work::{Judged, Segment, SegmentFiles, read_part};
+use crate::dedup::pieces::{Pieces, PiecesConfig, Unit};
 use crate::dedup::{exact, minhash};
 use crate::stage::Reason;
 
@@ -18,13 +19,14 @@ use crate::stage::Reason;
 pub struct Copies {
     /// Per page the one kept in its place, `NONE` for pages that are no copies.
     kept: Vec<u32>,
-    /// Similarity to that page, ten thousandths; 0 for exact copies.
+    /// Similarity to that page, ten thousandths; 0 for exact copies, `SAME_URL` for pages of one address.
     similarity: Vec<u16>,
     /// Pairs compared, and pairs similar enough.
     pub compared: (u64, u64),
 }
 
 const NONE: u32 = u32::MAX;
+const SAME_URL: u16 = u16::MAX;
 
 impl Copies {
     /// The page kept in place of `page`: its number, the stage that found it, their similarity.
@@ -33,6 +35,7 @@ impl Copies {
         match (self.kept[page], self.similarity[page]) {
             (NONE, _) => None,
             (kept, 0) => Some((kept, "exact", 1.0)),
+            (kept, SAME_URL) => Some((kept, "same_url", 1.0)),
             (kept, s) => Some((kept, "minhash", f64::from(s) / 1e4)),
         }
     }
@@ -54,8 +57,20 @@ impl Copies {
 pub fn find_copies(config: &RecipeConfig, all: &Signatures) -> Result<Copies> {
     let pages = all.pages();
     let mut copies = Copies { kept: vec![NONE; pages], similarity: vec![0; pages], compared: (0, 0) };
+    if config.dedup.url.enabled {
+        let mut urls = all.urls()?;
+        urls.sort_unstable();
+        for same in urls.chunk_by(|a, b| a.0 == b.0) {
+            for (_, k) in &same[1..] {
+                let page = all.page(*k as usize);
+                copies.kept[page] = all.page(same[0].1 as usize) as u32;
+                copies.similarity[page] = SAME_URL;
+            }
+        }
+    }
     if config.dedup.exact.enabled {
         let mut fingerprints = all.fingerprints()?;
+        fingerprints.retain(|(_, k)| copies.kept[all.page(*k as usize)] == NONE);
         exact::duplicates(
             &mut fingerprints,
             config.dedup.exact.keep,
@@ -84,6 +99,51 @@ pub fn find_copies(config: &RecipeConfig, all: &Signatures) -> Result<Copies> {
     Ok(copies)
 }
 
+/// Repeated pieces of one unit: (page, index), sorted.
+pub type Repeated = (Unit, Vec<(u32, u32)>);
+
+/// The recipe's settings for repeated pieces.
+fn settings(config: &RecipeConfig, unit: Unit) -> &PiecesConfig {
+    match unit {
+        Unit::Line => &config.dedup.lines,
+        Unit::Paragraph => &config.dedup.paragraphs,
+    }
+}
+
+/// Finds the pieces that occurred before in documents that are no copies; paragraphs, then lines.
+///
+/// # Errors
+/// If the disk refuses.
+pub fn find_pieces(
+    config: &RecipeConfig,
+    work: &Path,
+    segments: &[Segment],
+    all: &Signatures,
+    copies: &Copies,
+) -> Result<Vec<Repeated>> {
+    let mut found = Vec::new();
+    for unit in [Unit::Paragraph, Unit::Line] {
+        let settings = settings(config, unit);
+        if !settings.enabled {
+            continue;
+        }
+        let mut pieces = Pieces::create(work, all.kept_chars())?;
+        for (s, segment) in segments.iter().enumerate() {
+            let first = all.starts[s] as u32;
+            for (page, judged) in (first..).zip(read_part(&SegmentFiles::of(work, *segment).part)?) {
+                let judged = judged?;
+                if judged.reason.is_none() && copies.of(page as usize).is_none() {
+                    for (index, hash) in unit.pieces(&judged.document.text, settings.min_chars) {
+                        pieces.add(hash, page, index)?;
+                    }
+                }
+            }
+        }
+        found.push((unit, pieces.repeated()?));
+    }
+    Ok(found)
+}
+
 /// Where output goes and what is known about all pages.
 pub struct Emitter<'a> {
     /// The recipe.
@@ -94,6 +154,8 @@ pub struct Emitter<'a> {
     pub work: &'a Path,
     /// Copies over all pages.
     pub copies: &'a Copies,
+    /// Pieces of documents that other documents have, per unit: (page, index), sorted.
+    pub pieces: &'a [Repeated],
     /// Id of every page that a copy points to, by index.
     pub ids: &'a std::collections::HashMap<u32, String>,
 }
@@ -118,7 +180,10 @@ impl Emitter<'_> {
         let mut dropped = Output::new(self.out.join("dropped").join(&name));
         for (at, judged) in read_part(&files.part)?.enumerate() {
             let mut judged = judged?;
-            let reason = judged.reason.take().or_else(|| self.copy_reason(start + at));
+            let mut reason = judged.reason.take().or_else(|| self.copy_reason(start + at));
+            if reason.is_none() {
+                reason = self.take_out(&mut judged, (start + at) as u32);
+            }
             stats.count(&judged, reason.as_ref(), self.config.output.samples);
             match reason {
                 None => documents.write(&judged.document)?,
@@ -132,10 +197,32 @@ impl Emitter<'_> {
         Ok(stats)
     }
 
+    /// Takes out what other documents have; the reason if too little is left.
+    fn take_out(&self, judged: &mut Judged, page: u32) -> Option<Reason> {
+        for (unit, all) in self.pieces {
+            let from = all.partition_point(|p| p.0 < page);
+            let indices: Vec<u32> = all[from..].iter().take_while(|p| p.0 == page).map(|p| p.1).collect();
+            if indices.is_empty() {
+                continue;
+            }
+            let (text, removed) = unit.without(&judged.document.text, &indices);
+            let chars = judged.document.text.chars().count();
+            let share = removed as f64 / chars.max(1) as f64;
+            let limit = settings(self.config, *unit).max_removed;
+            if share > limit || text.trim().is_empty() {
+                return Some(Reason::new(unit.stage(), "max_removed", share, limit));
+            }
+            *judged.edits.entry(format!("{}/removed", unit.stage())).or_default() += indices.len() as u64;
+            judged.document.text = text;
+        }
+        None
+    }
+
     fn copy_reason(&self, page: usize) -> Option<Reason> {
         let (kept, stage, similarity) = self.copies.of(page)?;
         let (rule, limit) = match stage {
             "exact" => ("same_text", 1.0),
+            "same_url" => ("same_url", 1.0),
             _ => ("similar_text", self.config.dedup.minhash.threshold),
         };
         let mut reason = Reason::new(stage, rule, similarity, limit);

@@ -27,13 +27,15 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use config::{DedupConfig, EncodingConfig, OutputConfig, RecipeConfig};
+pub use config::{DedupConfig, EncodingConfig, OutputConfig, RecipeConfig, STAGES, UrlCopiesConfig};
 pub use stats::{Count, FUNNEL, GoldGroup, Sample, Stats};
 pub use work::{Judged, SegmentInfo};
 
 use crate::dedup::minhash::MinHasher;
 use crate::gold::Gold;
 use crate::report;
+use crate::source::{self, Shard};
+use crate::stage::{Measure, Sheet};
 use emit::{Copies, Emitter};
 use plan::{Identity, Plan};
 use signatures::Signatures;
@@ -103,6 +105,40 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     provenance::write(out, &provenance)?;
     remove_dir(&work)?;
     summary(&provenance.counts, cleaned, start, false)
+}
+
+/// Every comparison a page went through, and what stages changed in its text.
+pub type Inspection = (Vec<Measure>, std::collections::BTreeMap<String, u64>);
+
+/// Judges the page `id` again, and notes every comparison on the way: those, and what stages
+/// changed in the text. `None` if no source has it.
+///
+/// # Errors
+/// If the recipe is wrong or a source missing.
+pub fn inspect(config: &RecipeConfig, id: &str) -> Result<Option<Inspection>> {
+    let cleaner = Cleaner { config, stages: config.stages()?, gold: None, hasher: None };
+    for (index, source) in config.source.iter().enumerate() {
+        let (files, _) = source.files()?;
+        let label = source.label();
+        for file in files {
+            // Page files carry their names in their ids; only record files must be read.
+            if source.is_page_per_file() && id != format!("{label}/{}", file.name) {
+                continue;
+            }
+            let shard = Shard { source: index, files: vec![file] };
+            let mut items = source::open(source, &shard, config.output.max_page_bytes)?;
+            let found = items.find_map(|item| match item {
+                source::Item::Page(raw) if raw.id == id => Some(raw),
+                _ => None,
+            });
+            if let Some(raw) = found {
+                let mut sheet = Sheet::noting();
+                let judged = cleaner.clean_page(raw, &label, &mut sheet)?;
+                return Ok(Some((sheet.all.unwrap_or_default(), judged.edits)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The record of a finished run with this identity.
@@ -185,7 +221,8 @@ fn emit_all(
     copies: &Copies,
 ) -> Result<Stats> {
     let ids = kept_ids(work, segments, all, copies)?;
-    let emitter = Emitter { config, out, work, copies, ids: &ids };
+    let pieces = emit::find_pieces(config, work, segments, all, copies)?;
+    let emitter = Emitter { config, out, work, copies, pieces: &pieces, ids: &ids };
     let progress = Progress::new("write", all.pages() as u64, "documents");
     let parts: Vec<Stats> = segments
         .par_iter()

@@ -61,8 +61,8 @@ pub fn plan(config: &RecipeConfig) -> Result<Plan> {
         let why = plan.notes.join(" ");
         bail!("there are no pages to read. {why}\nhint: add a [[source]] whose files are there");
     }
-    if let Some(gold) = &config.gold {
-        plan.inputs.insert(gold.display().to_string(), provenance::hash_path(gold)?);
+    for path in config.files() {
+        plan.inputs.insert(path.display().to_string(), hash_file(path)?);
     }
     Ok(plan)
 }

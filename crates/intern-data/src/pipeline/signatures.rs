@@ -1,8 +1,8 @@
 //! The signatures of all pages on disk: what duplicates are found by, without the texts.
 //!
-//! Per segment two files, little endian. `.sig`: magic `INSIG002`, bands `u32`, then per
+//! Per segment two files, little endian. `.sig`: magic `INSIG003`, bands `u32`, then per
 //! page a row of `kept u32, chars u32, score f32, shingles u32, at u64, fingerprint 16
-//! bytes, bands × u64`. `.set`: the shingles (`u32` each), a page's `shingles` of them at
+//! bytes, url u64, bands × u64`. `.set`: the shingles (`u32` each), a page's `shingles` of them at
 //! byte `at`. Of these, memory holds one small row per kept page and one band at a time.
 //! The files live in a run's work directory only.
 
@@ -17,9 +17,9 @@ use intern_format::atomic::AtomicFile;
 use crate::dedup::Rank;
 use crate::dedup::minhash::Signature;
 
-const MAGIC: &[u8; 8] = b"INSIG002";
+const MAGIC: &[u8; 8] = b"INSIG003";
 /// Bytes of a row before its bands.
-const ROW: usize = 40;
+const ROW: usize = 48;
 /// Files kept open at once; systems commonly allow a process 1024.
 const MAX_OPEN: usize = 400;
 
@@ -30,6 +30,8 @@ pub struct Row {
     pub kept: bool,
     /// What decides between copies.
     pub rank: Rank,
+    /// Hash of its address, 0 without one.
+    pub url: u64,
     /// Hash of its normalized text.
     pub fingerprint: [u8; 16],
 }
@@ -69,6 +71,7 @@ impl SignatureWriter {
         b.extend((signature.shingles.len() as u32).to_le_bytes());
         b.extend(self.at.to_le_bytes());
         b.extend(row.fingerprint);
+        b.extend(row.url.to_le_bytes());
         for band in 0..self.bands {
             b.extend(signature.bands.get(band).copied().unwrap_or(0).to_le_bytes());
         }
@@ -178,6 +181,27 @@ impl Signatures {
         Ok(all)
     }
 
+    /// (hash of the address, k) of every kept page that has one.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn urls(&self) -> Result<Vec<(u64, u32)>> {
+        let mut all = Vec::new();
+        self.each_kept(|k, row| {
+            let url = u64::from_le_bytes(row[40..48].try_into().expect("8 bytes"));
+            if url != 0 {
+                all.push((url, k));
+            }
+        })?;
+        Ok(all)
+    }
+
+    /// Characters of all kept pages.
+    #[must_use]
+    pub fn kept_chars(&self) -> u64 {
+        self.kept.iter().map(|k| u64::from(k.rank.chars)).sum()
+    }
+
     /// Appends (hash of band `band`, k) of every kept page with a signature.
     ///
     /// # Errors
@@ -266,8 +290,12 @@ mod tests {
     fn rows_and_shingles_come_back() {
         let dir = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..2).map(|i| dir.path().join(format!("{i}.sig"))).collect();
-        let row =
-            |kept, n: u8| Row { kept, rank: Rank { chars: u32::from(n), score: 0.5 }, fingerprint: [n; 16] };
+        let row = |kept, n: u8| Row {
+            kept,
+            rank: Rank { chars: u32::from(n), score: 0.5 },
+            url: u64::from(n % 2),
+            fingerprint: [n; 16],
+        };
         let signature = |n: u32| Signature { bands: vec![u64::from(n), 7], shingles: (0..n).collect() };
         for (i, path) in paths.iter().enumerate() {
             let mut w = SignatureWriter::create(path, 2).unwrap();
@@ -284,6 +312,7 @@ mod tests {
         all.band(0, &mut band).unwrap();
         assert_eq!(band, [(3, 0), (4, 2)]);
         assert_eq!(all.fingerprints().unwrap()[3], ([3; 16], 3));
+        assert_eq!(all.urls().unwrap(), [(1, 0), (1, 1), (1, 2), (1, 3)]);
         assert_eq!(all.shingles(2).unwrap(), [0, 1, 2, 3]);
         assert!(all.shingles(1).unwrap().is_empty());
         assert!(Signatures::open(&paths, 3).is_err());

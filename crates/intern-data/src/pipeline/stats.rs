@@ -7,18 +7,29 @@ use serde::{Deserialize, Serialize};
 use super::work::{Judged, SegmentInfo};
 use crate::stage::Reason;
 
-/// Stages in the order a page passes them; each drops some.
+/// Stages with what their survivors have; those before and after the recipe's stages are
+/// in their order.
 pub const FUNNEL: &[(&str, &str)] = &[
     ("encoding", "readable"),
     ("extract", "with text"),
+    ("url", "address"),
     ("language", "language"),
+    ("lines", "clean lines"),
     ("length", "length"),
     ("repetition", "no repetition"),
     ("quality", "quality"),
     ("c4", "C4 rules"),
     ("fineweb", "FineWeb rules"),
+    ("badwords", "no bad words"),
+    ("classifier", "classifiers"),
+    ("decontaminate", "no test data"),
+    ("score", "scores"),
+    ("pii", "little private"),
+    ("same_url", "own address"),
     ("exact", "no exact copy"),
     ("minhash", "no near copy"),
+    ("same_paragraphs", "own paragraphs"),
+    ("same_lines", "own lines"),
 ];
 
 /// Characters of a sample shown in the report.

@@ -25,7 +25,9 @@ use crate::dedup::minhash::{MinHasher, Signature};
 use crate::dedup::{Rank, exact};
 use crate::extract;
 use crate::gold::{Gold, Score};
+use crate::hash::hash64;
 use crate::source::encoding::{self, Decoded};
+use crate::source::epub;
 use crate::source::{self, Body, Item, Raw, Shard};
 use crate::stage::{self, Candidate, Reason, Sheet, Stage};
 
@@ -64,6 +66,13 @@ pub struct Judged {
     /// What stages changed in the text, counted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub edits: BTreeMap<String, u64>,
+    /// What decides between copies of it where the best is kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rank: f32,
+}
+
+fn is_zero(x: &f32) -> bool {
+    *x == 0.0
 }
 
 /// A finished segment's marker.
@@ -228,7 +237,7 @@ impl Cleaner<'_> {
     /// One page from bytes to verdict.
     fn clean(&self, raw: Raw, source: &str) -> Result<(Judged, Row, Signature)> {
         let id = raw.id.clone();
-        let done = catch_unwind(AssertUnwindSafe(|| self.clean_page(raw, source)));
+        let done = catch_unwind(AssertUnwindSafe(|| self.clean_page(raw, source, &mut Sheet::default())));
         let judged = match done {
             Ok(judged) => judged?,
             // A page that breaks the extractor must not end a run of millions.
@@ -238,6 +247,7 @@ impl Cleaner<'_> {
                 gold: None,
                 decoded: None,
                 edits: BTreeMap::new(),
+                rank: 0.0,
             },
         };
         let text = &judged.document.text;
@@ -246,13 +256,22 @@ impl Cleaner<'_> {
             Some(hasher) if kept => hasher.sign(text),
             _ => Signature::default(),
         };
-        let fingerprint = if kept { exact::fingerprint(text) } else { [0; 16] };
-        let rank = Rank { chars: text.chars().count() as u32, score: 0.0 };
-        let row = Row { kept, rank, fingerprint };
+        let exact = self.config.dedup.exact.enabled;
+        let fingerprint = if kept && exact { exact::fingerprint(text) } else { [0; 16] };
+        let rank = Rank { chars: text.chars().count() as u32, score: judged.rank };
+        let url = match judged.document.url.as_str() {
+            "" => 0,
+            url => hash64(url.split('#').next().unwrap_or(url).trim_end_matches('/').as_bytes()).max(1),
+        };
+        let row = Row { kept, rank, url, fingerprint };
         Ok((judged, row, signature))
     }
 
-    fn clean_page(&self, raw: Raw, source: &str) -> Result<Judged> {
+    /// Judges one page, noting comparisons on `sheet`.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub fn clean_page(&self, raw: Raw, source: &str, sheet: &mut Sheet) -> Result<Judged> {
         let Raw { id, url, path, body, meta } = raw;
         let mut document = Document { id, url, meta, source: source.to_string(), ..Document::default() };
         let mut judged = Judged {
@@ -261,6 +280,7 @@ impl Cleaner<'_> {
             gold: None,
             decoded: None,
             edits: BTreeMap::new(),
+            rank: 0.0,
         };
         let (decoded, html) = match body {
             Body::Document(d) => {
@@ -269,6 +289,25 @@ impl Cleaner<'_> {
                     document.meta.insert("source".into(), Value::String(d.source));
                 }
                 (Decoded { text: d.text, encoding: "UTF-8", errors: 0, mended_lines: 0 }, false)
+            }
+            Body::Book => {
+                // Pictures make books large; the limit is for the text.
+                let bytes = source::read_page(&path, 1 << 30)?;
+                let max = self.config.output.max_page_bytes;
+                let book = match epub::read(&bytes, self.config.extract.format, max) {
+                    Ok(book) => book,
+                    Err(e) => {
+                        tracing::warn!("{}: {e:#}", path.display());
+                        epub::Book::default()
+                    }
+                };
+                document.lang = book.lang;
+                for (key, value) in [("title", book.title), ("author", book.author)] {
+                    if !value.is_empty() {
+                        document.meta.insert(key.into(), Value::String(value));
+                    }
+                }
+                (Decoded { text: book.text, encoding: "UTF-8", errors: 0, mended_lines: 0 }, false)
             }
             Body::File { html } => {
                 let bytes = source::read_page(&path, self.config.output.max_page_bytes)?;
@@ -294,7 +333,7 @@ impl Cleaner<'_> {
         } else if document.text.is_empty() {
             Some(Reason::new("extract", "no_text", 0.0, 1.0))
         } else {
-            self.judge(&mut judged, &mut document)
+            self.judge(&mut judged, &mut document, sheet)
         };
         judged.document = document;
         Ok(judged)
@@ -315,18 +354,18 @@ impl Cleaner<'_> {
     }
 
     /// Judges a document, and leaves it as the stages changed it.
-    fn judge(&self, judged: &mut Judged, document: &mut Document) -> Option<Reason> {
+    fn judge(&self, judged: &mut Judged, document: &mut Document, sheet: &mut Sheet) -> Option<Reason> {
         let mut candidate =
             Candidate::new(&document.text, &document.lang).with_splitter(self.config.words).at(&document.url);
-        let mut sheet = Sheet::default();
-        stage::judge(&self.stages, &mut candidate, &mut sheet);
+        stage::judge(&self.stages, &mut candidate, sheet);
+        judged.rank = candidate.rank;
         judged.edits = std::mem::take(&mut candidate.edits);
         document.meta.append(&mut candidate.notes);
         document.lang = std::mem::take(&mut candidate.lang);
         if let Some(text) = candidate.into_changed() {
             document.text = text;
         }
-        sheet.reason
+        sheet.reason.take()
     }
 }
 
@@ -376,7 +415,7 @@ fn read_batch(items: &mut source::Items, limit: u64, info: &mut SegmentInfo) -> 
 
 fn size(raw: &Raw) -> u64 {
     match &raw.body {
-        Body::File { .. } => std::fs::metadata(&raw.path).map_or(0, |m| m.len()),
+        Body::File { .. } | Body::Book => std::fs::metadata(&raw.path).map_or(0, |m| m.len()),
         Body::Bytes { bytes, .. } => bytes.len() as u64,
         Body::Document(d) => d.text.len() as u64,
     }

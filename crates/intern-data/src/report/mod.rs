@@ -8,7 +8,7 @@ mod html;
 
 use serde::Serialize;
 
-use crate::pipeline::{FUNNEL, RecipeConfig, Sample, Stats};
+use crate::pipeline::{FUNNEL, RecipeConfig, STAGES, Sample, Stats};
 
 /// The report of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -212,18 +212,14 @@ fn funnel(config: &RecipeConfig, stats: &Stats) -> Vec<Step> {
         dropped: 0,
         dropped_share: 0.0,
     }];
-    let enabled = |stage: &str| match stage {
-        "language" => config.language.enabled,
-        "length" => config.length.enabled,
-        "repetition" => config.repetition.enabled,
-        "quality" => config.quality.enabled,
-        "c4" => config.c4.enabled,
-        "fineweb" => config.fineweb.enabled,
-        "exact" => config.dedup.exact.enabled,
-        "minhash" => config.dedup.minhash.enabled,
-        _ => true,
-    };
-    for (stage, label) in FUNNEL.iter().filter(|(stage, _)| enabled(stage)) {
+    // The recipe may put its stages in another order.
+    let order = config.names().unwrap_or_default();
+    type Label = (&'static str, &'static str);
+    let (before, after): (Vec<&Label>, Vec<&Label>) =
+        FUNNEL.iter().filter(|s| !STAGES.contains(&s.0)).partition(|s| matches!(s.0, "encoding" | "extract"));
+    let middle = order.iter().filter_map(|name| FUNNEL.iter().find(|s| s.0 == *name));
+    let after = after.into_iter().filter(|s| config.is_enabled(s.0));
+    for (stage, label) in before.into_iter().chain(middle).chain(after) {
         let dropped = stats.dropped.get(*stage).copied().unwrap_or_default();
         let came = left;
         left -= dropped.documents;

@@ -5,13 +5,16 @@
 //! record file. Reading never fails a run for what is inside a file: broken records are
 //! told beside the pages, and only a missing or unreadable path is an error.
 
+mod csv;
 pub mod encoding;
+pub mod epub;
 pub mod files;
 pub mod http;
 pub mod warc;
+mod zip;
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -27,8 +30,12 @@ use files::FileRef;
 pub enum SourceKind {
     /// One page per file.
     Html,
-    /// WARC or ARC archives, plain or gzip; WET files give their text.
+    /// WARC or ARC archives, plain, gzip or zstd; WET files give their text.
     Warc,
+    /// One document per row of comma- or tab-separated values, with a column `text` or `content`.
+    Csv,
+    /// One document per electronic book.
+    Epub,
     /// One document per file.
     Text,
     /// One document per line.
@@ -98,9 +105,20 @@ impl SourceConfig {
     fn extensions(&self) -> &'static [&'static str] {
         match self.kind {
             SourceKind::Html | SourceKind::RustcDocs => &[".html", ".htm", ".xhtml"],
-            SourceKind::Warc => {
-                &[".warc", ".warc.gz", ".arc", ".arc.gz", ".wet", ".wet.gz", ".warc.wet", ".warc.wet.gz"]
-            }
+            SourceKind::Warc => &[
+                ".warc",
+                ".warc.gz",
+                ".arc",
+                ".arc.gz",
+                ".wet",
+                ".wet.gz",
+                ".warc.wet",
+                ".warc.wet.gz",
+                ".warc.zst",
+                ".wet.zst",
+            ],
+            SourceKind::Csv => &[".csv", ".tsv"],
+            SourceKind::Epub => &[".epub"],
             SourceKind::Text => &[".txt", ".text", ".md"],
             SourceKind::Jsonl => &[
                 ".jsonl",
@@ -120,7 +138,7 @@ impl SourceConfig {
     /// Whether every file is one page.
     #[must_use]
     pub fn is_page_per_file(&self) -> bool {
-        matches!(self.kind, SourceKind::Html | SourceKind::Text | SourceKind::RustcDocs)
+        matches!(self.kind, SourceKind::Html | SourceKind::Text | SourceKind::RustcDocs | SourceKind::Epub)
     }
 
     /// The source's files, and a note when there is something a reader should know.
@@ -207,6 +225,8 @@ pub struct Raw {
 /// A raw page's content.
 #[derive(Debug)]
 pub enum Body {
+    /// An electronic book, not read yet.
+    Book,
     /// A whole file, not read yet.
     File {
         /// HTML, or plain text.
@@ -245,14 +265,17 @@ pub type Items = Box<dyn Iterator<Item = Item> + Send>;
 pub fn open(source: &SourceConfig, shard: &Shard, max_bytes: usize) -> Result<Items> {
     let label = source.label();
     if source.is_page_per_file() {
-        let html = source.kind != SourceKind::Text;
+        let kind = source.kind;
         let files = shard.files.clone();
         return Ok(Box::new(files.into_iter().map(move |f| {
             Item::Page(Raw {
                 id: format!("{label}/{}", f.name),
                 url: String::new(),
                 path: f.path,
-                body: Body::File { html },
+                body: match kind {
+                    SourceKind::Epub => Body::Book,
+                    kind => Body::File { html: kind != SourceKind::Text },
+                },
                 meta: Map::new(),
             })
         })));
@@ -260,6 +283,7 @@ pub fn open(source: &SourceConfig, shard: &Shard, max_bytes: usize) -> Result<It
     let file = shard.files.first().context("a record shard has one file")?;
     match source.kind {
         SourceKind::Warc => warc_items(&label, file, max_bytes),
+        SourceKind::Csv => csv::items(label, file),
         _ => document_items(label, file),
     }
 }
@@ -302,6 +326,13 @@ fn document_items(label: String, file: &FileRef) -> Result<Items> {
 
 fn warc_items(label: &str, file: &FileRef, max_bytes: usize) -> Result<Items> {
     let input = File::open(&file.path).with_context(|| format!("cannot open {}", file.path.display()))?;
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    // zstd archives come as one frame per record or one for all; both read as one stream.
+    let zstd = input.fill_buf().is_ok_and(|b| b.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]));
+    let input: Box<dyn Read + Send> = match zstd {
+        true => Box::new(zstd::Decoder::with_buffer(input).context("starting zstd")?),
+        false => Box::new(input),
+    };
     let reader = warc::Reader::new(BufReader::with_capacity(1 << 16, input), max_bytes)
         .with_context(|| format!("cannot read {}", file.path.display()))?;
     Ok(Box::new(WarcItems {
@@ -315,7 +346,7 @@ fn warc_items(label: &str, file: &FileRef, max_bytes: usize) -> Result<Items> {
 }
 
 struct WarcItems {
-    reader: warc::Reader<BufReader<File>>,
+    reader: warc::Reader<BufReader<Box<dyn Read + Send>>>,
     id: String,
     path: PathBuf,
     max_bytes: usize,

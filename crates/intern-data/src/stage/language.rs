@@ -1,15 +1,18 @@
-//! Names a document's language (whatlang, offline) and drops those not asked for.
+//! Names a document's language (whatlang, offline, or a fastText model) and drops those not
+//! asked for.
 //!
-//! Only prose is looked at: lines that are mostly letters, from the whole document up
+//! Of the built-in identification, only prose is looked at: lines that are mostly letters, from the whole document up
 //! to a sample size, so that code and tables do not decide.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use whatlang::{Detector, Lang};
 
 use super::{Candidate, Sheet, Stage};
+use crate::classifier::Classifier;
 
 /// Bytes of prose looked at.
 const SAMPLE: usize = 4096;
@@ -27,19 +30,27 @@ pub struct LanguageConfig {
     pub only_these: bool,
     /// Least confidence of the identification, 0–1.
     pub min_confidence: f64,
+    /// A fastText model (`lid.176.bin`, `lid.176.ftz`, GlotLID) to use instead of the built-in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
 }
 
 impl Default for LanguageConfig {
     fn default() -> Self {
-        Self { enabled: true, keep: Vec::new(), only_these: false, min_confidence: 0.0 }
+        Self { enabled: true, keep: Vec::new(), only_these: false, min_confidence: 0.0, model: None }
     }
 }
 
 /// The stage.
 pub struct Language {
     config: LanguageConfig,
-    keep: HashSet<&'static str>,
-    detector: Detector,
+    keep: HashSet<String>,
+    identifier: Identifier,
+}
+
+enum Identifier {
+    Whatlang(Detector),
+    Fasttext(Box<Classifier>),
 }
 
 impl Language {
@@ -48,25 +59,60 @@ impl Language {
     /// # Errors
     /// If `keep` names an unknown language.
     pub fn new(config: LanguageConfig) -> Result<Self> {
+        if let Some(path) = &config.model {
+            let model = Classifier::open(path)?;
+            let known: HashSet<String> = model.labels().iter().map(|l| code(l)).collect();
+            let keep: HashSet<String> = config.keep.iter().map(|k| code(k)).collect();
+            if let Some(unknown) = keep.iter().find(|k| !known.contains(*k)) {
+                bail!(
+                    "language.keep: {} does not know {unknown:?}\nhint: languages are named as in its labels",
+                    path.display()
+                );
+            }
+            return Ok(Self { config, keep, identifier: Identifier::Fasttext(Box::new(model)) });
+        }
         let mut keep = HashSet::new();
         let mut langs = Vec::new();
-        for code in &config.keep {
-            let Some(lang) = Lang::all().iter().find(|l| l.code() == code || short(**l) == code) else {
+        for name in &config.keep {
+            let Some(lang) = Lang::all().iter().find(|l| l.code() == name || short(**l) == name) else {
                 let known: Vec<&str> = Lang::all().iter().map(|l| short(*l)).collect();
                 bail!(
-                    "language.keep: unknown language {code:?}\nhint: known languages: {}",
+                    "language.keep: unknown language {name:?}\nhint: known languages: {}",
                     known.join(", ")
                 );
             };
-            keep.insert(short(*lang));
+            keep.insert(short(*lang).to_string());
             langs.push(*lang);
         }
         let detector = match config.only_these && !langs.is_empty() {
             true => Detector::with_allowlist(langs),
             false => Detector::new(),
         };
-        Ok(Self { config, keep, detector })
+        Ok(Self { config, keep, identifier: Identifier::Whatlang(detector) })
     }
+
+    /// Code and confidence.
+    fn identify(&self, text: &str) -> (String, f64) {
+        match &self.identifier {
+            Identifier::Whatlang(detector) => {
+                let info = detector.detect(&prose(text));
+                info.map_or(("und".into(), 0.0), |i| (short(i.lang()).to_string(), i.confidence()))
+            }
+            // The whole text, as datatrove gives it.
+            Identifier::Fasttext(model) => {
+                let found = model.predict(text, 1).into_iter().next();
+                found.map_or(("und".into(), 0.0), |(label, p)| (code(&label), f64::from(p)))
+            }
+        }
+    }
+}
+
+/// A model's label as a language code: `zho_Hans` is `zh`.
+fn code(label: &str) -> String {
+    let language = label.split(['_', '-']).next().unwrap_or(label);
+    Lang::from_code(language)
+        .map_or_else(|| language.to_string(), |l| short(l).to_string())
+        .replace("zho", "zh")
 }
 
 impl Stage for Language {
@@ -75,16 +121,14 @@ impl Stage for Language {
     }
 
     fn judge(&self, candidate: &mut Candidate, sheet: &mut Sheet) {
-        let sample = prose(candidate.text());
-        let info = self.detector.detect(&sample);
-        let (lang, confidence) = info.map_or(("und", 0.0), |i| (short(i.lang()), i.confidence()));
-        candidate.lang = lang.to_string();
+        let (lang, confidence) = self.identify(candidate.text());
         candidate.lang_confidence = confidence;
         let rounded = (confidence * 1000.0).round() / 1000.0;
         candidate.notes.insert("lang_confidence".into(), rounded.into());
-        let other = !self.keep.is_empty() && !self.keep.contains(lang);
+        let other = !self.keep.is_empty() && !self.keep.contains(&lang);
         let _ = (other && sheet.over(&format!("language_{lang}"), 1.0, 0.0))
             || sheet.under("min_confidence", confidence, self.config.min_confidence);
+        candidate.lang = lang;
     }
 }
 

@@ -6,12 +6,19 @@
 //! somebody asks why, notes them all. Duplicates need to see many documents and live in
 //! `dedup`.
 
+mod badwords;
 mod c4;
+mod classify;
+mod decontaminate;
 mod fineweb;
 mod language;
 mod length;
+mod lines;
+mod pii;
 mod quality;
 mod repetition;
+mod score;
+mod url;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,12 +28,19 @@ use serde_json::{Map, Value};
 
 use crate::words::{Splitter, Words, is_chinese};
 
+pub use badwords::{Badwords, BadwordsConfig};
 pub use c4::{C4, C4Config};
+pub use classify::{Classify, ClassifyConfig};
+pub use decontaminate::{BenchmarkConfig, Decontaminate, DecontaminateConfig};
 pub use fineweb::{Fineweb, FinewebConfig};
 pub use language::{Language, LanguageConfig};
 pub use length::{Length, LengthConfig};
+pub use lines::{Lines, LinesConfig};
+pub use pii::{Pii, PiiConfig};
 pub use quality::{Quality, QualityConfig};
 pub use repetition::{Repetition, RepetitionConfig};
+pub use score::{Score, ScoreConfig, Scores, measure};
+pub use url::{Url, UrlConfig};
 
 /// A document while it is judged.
 #[derive(Debug, Default)]
@@ -38,6 +52,8 @@ pub struct Candidate<'a> {
     pub lang: String,
     /// How sure the language stage is, 0..=1.
     pub lang_confidence: f64,
+    /// What decides between copies of it where the best is kept: its score.
+    pub rank: f32,
     /// What stages have to say about it; goes to the document's `meta`.
     pub notes: Map<String, Value>,
     /// `stage/what` → how many pieces of the text a stage took out or replaced.

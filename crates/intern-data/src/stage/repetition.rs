@@ -99,8 +99,12 @@ impl Stage for Repetition {
             "duplicated_9_n_grams",
             "duplicated_10_n_grams",
         ];
+        let mut any = true;
         for (i, limit) in c.dup_ngram.into_iter().enumerate() {
-            if sheet.over(REPEATED[i], share(grams.repeated(i + 5), total), limit) {
+            // Where no n-gram is repeated, no longer one is.
+            let chars = if any { grams.repeated(i + 5) } else { 0 };
+            any = chars > 0;
+            if sheet.over(REPEATED[i], share(chars, total), limit) {
                 return;
             }
         }

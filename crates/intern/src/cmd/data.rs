@@ -66,10 +66,49 @@ enum DataCommand {
   intern data extract pages/ --mode recall --json > texts.jsonl
   intern data extract 'crawl/**/*.html' --mode precision --markdown")]
     Extract(super::data_compare::ExtractArgs),
+    /// Tells why a run kept or dropped a document: every value, every limit, the copy kept instead.
+    #[command(after_help = "Examples:
+  intern data why runs/crawl crawl/CC-MAIN.warc.gz#17
+  intern data why runs/rust-docs rust-docs/std/index.html --json")]
+    Why(super::data_tools::WhyArgs),
+    /// Compares what two recipes made of the same pages.
+    #[command(after_help = "Examples:
+  intern data diff runs/crawl runs/crawl-strict
+  intern data diff runs/a runs/b --json")]
+    Diff(super::data_tools::DiffArgs),
+    /// Finds personal data: e-mail, IP, phone, identity numbers, cards, accounts, keys.
+    ///
+    /// Prints one JSON line per document: id and found (kind, start, end in characters, text).
+    #[command(after_help = "Examples:
+  intern data pii documents.jsonl
+  intern data pii documents.jsonl --mask > masked.jsonl")]
+    Pii(super::data_tools::PiiArgs),
+    /// Finds the documents of a corpus that are most like good ones, by BM25 and a classifier trained in place.
+    #[command(after_help = "Examples:
+  intern data seek runs/crawl --seed good.jsonl --top 1000 --out runs/found
+  intern data show runs/found -n 10")]
+    Seek(super::data_tools::SeekArgs),
+    /// Compares what a corpus is about with what it should be, and says what to add.
+    #[command(after_help = "Examples:
+  intern data gap configs/data/gap.toml
+  intern data gap configs/data/gap.toml --set min_score=0.3 --json")]
+    Gap(super::data_tools::GapArgs),
+    /// Mixes corpora by weights or epochs and shuffles them, larger than memory.
+    #[command(after_help = "Examples:
+  intern data mix configs/data/mix.toml --out runs/mix
+  intern data mix configs/data/mix.toml --out runs/mix --set seed=2 --set characters=1000000000")]
+    Mix(JobArgs),
+    /// Trains and applies text classifiers in fastText's format.
+    Classifier(super::data_tools::ClassifierArgs),
+    /// Writes MinHash signatures and the documents to remove, in datatrove's files.
+    #[command(after_help = "Examples:
+  intern data signatures documents.jsonl --out runs/signatures
+  intern data signatures documents.jsonl --out runs/signatures --bands 14 --rows 9")]
+    Signatures(super::data_tools::SignaturesArgs),
 }
 
 #[derive(Args)]
-struct JobArgs {
+pub struct JobArgs {
     /// The configuration, one TOML file for one complete run.
     config: PathBuf,
     /// Directory to write.
@@ -152,14 +191,26 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Synth(args) => run_synth(&args),
         DataCommand::Show(args) => run_show(args),
         DataCommand::Verdicts(args) => super::data_compare::verdicts(&args),
+        DataCommand::Why(args) => super::data_tools::why(&args),
+        DataCommand::Diff(args) => super::data_tools::diff(&args),
+        DataCommand::Pii(args) => super::data_tools::pii(&args),
+        DataCommand::Seek(args) => super::data_tools::seek(args),
+        DataCommand::Gap(args) => super::data_tools::gap(&args),
+        DataCommand::Mix(args) => super::data_tools::mix(args),
+        DataCommand::Classifier(args) => super::data_tools::classifier(args),
+        DataCommand::Signatures(args) => super::data_tools::signatures(&args),
         DataCommand::Extract(args) => super::data_compare::extract(&args),
     }
 }
 
-fn job<C: DeserializeOwned, S: Serialize>(
+/// Loads the configuration, runs a job and prints its summary.
+///
+/// # Errors
+/// Whatever the job fails with.
+pub fn job<C: DeserializeOwned, S: Serialize, N: AsRef<str>>(
     args: JobArgs,
     run: impl FnOnce(&C, &Path) -> Result<S>,
-    table: impl FnOnce(&S) -> Vec<(&'static str, String)>,
+    table: impl FnOnce(&S) -> Vec<(N, String)>,
 ) -> Result<()> {
     intern_progress::set_silent(args.json);
     let config: C = crate::config::load(&args.config, &args.sets)?;
@@ -226,19 +277,19 @@ fn run_table(s: &pipeline::Summary, out: &Path) -> Vec<(&'static str, String)> {
     rows
 }
 
-fn print<S: Serialize>(
+fn print<S: Serialize, N: AsRef<str>>(
     summary: &S,
     json: bool,
-    table: impl FnOnce(&S) -> Vec<(&'static str, String)>,
+    table: impl FnOnce(&S) -> Vec<(N, String)>,
 ) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(summary)?);
         return Ok(());
     }
     let rows = table(summary);
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let width = rows.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
     for (name, value) in rows {
-        println!("{name:>width$}  {value}");
+        println!("{:>width$}  {value}", name.as_ref());
     }
     Ok(())
 }

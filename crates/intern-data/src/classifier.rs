@@ -27,7 +27,7 @@ const PREFIX: &str = "__label__";
 const COMMAND: &str = "data classifier train";
 
 /// How text is prepared for a model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Prepare {
     /// As it is, on one line.
@@ -152,7 +152,7 @@ pub fn predict(model: &Path, file: &Path, k: usize, out: &mut impl Write) -> Res
 }
 
 /// Configuration of `intern data classifier train`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
     /// The classes; at least two.
@@ -198,7 +198,7 @@ impl Default for TrainConfig {
 }
 
 /// One `[[class]]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassConfig {
     /// Its label.

@@ -14,7 +14,7 @@ use crate::hash::HashedMap;
 use crate::terms::{self, Terms};
 
 /// Configuration of `intern data gap`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GapConfig {
     /// The corpus.
@@ -26,7 +26,7 @@ pub struct GapConfig {
 }
 
 /// One `[[topic]]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TopicConfig {
     /// Its name.

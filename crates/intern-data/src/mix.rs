@@ -25,7 +25,7 @@ use crate::corpus;
 const COMMAND: &str = "data mix";
 
 /// Configuration of `intern data mix`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MixConfig {
     /// The corpora.
@@ -49,7 +49,7 @@ impl Default for MixConfig {
 }
 
 /// One `[[source]]` of a mixture.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// Its name in the report, and `meta.mix` of its documents.

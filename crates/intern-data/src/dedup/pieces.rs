@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::hash::content;
 
 /// `[dedup.lines]` and `[dedup.paragraphs]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PiecesConfig {
     /// Whether repeated pieces are taken out.

@@ -100,7 +100,7 @@ pub struct DedupConfig {
 }
 
 /// `[dedup.url]` of a recipe.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UrlCopiesConfig {
     /// Whether pages with an address seen before are dropped.

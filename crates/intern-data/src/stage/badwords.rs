@@ -15,7 +15,7 @@ use super::url::entries;
 use super::{Candidate, Sheet, Stage};
 
 /// `[badwords]` of a recipe.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BadwordsConfig {
     /// Whether the stage runs.

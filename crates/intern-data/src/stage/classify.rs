@@ -12,7 +12,7 @@ use super::{Candidate, Sheet, Stage};
 use crate::classifier::Classifier;
 
 /// One `[[classifier]]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassifyConfig {
     /// Name of its rules, and of the score in `meta`.

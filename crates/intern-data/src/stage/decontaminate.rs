@@ -18,7 +18,7 @@ use crate::hash::{HashedMap, HashedSet, combine, hash64};
 use crate::words;
 
 /// `[decontaminate]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DecontaminateConfig {
     /// Whether the stage runs.
@@ -49,7 +49,7 @@ impl Default for DecontaminateConfig {
 }
 
 /// One benchmark: a JSON-lines file of questions.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BenchmarkConfig {
     /// Its name in reasons; the file's name if not given.

@@ -15,7 +15,7 @@ use super::{Candidate, Sheet, Stage, share};
 use crate::words::Words;
 
 /// `[lines]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LinesConfig {
     /// Whether the stage runs.

@@ -7,7 +7,7 @@ use super::{Candidate, Sheet, Stage};
 use crate::pii::{self, Kind};
 
 /// `[pii]` of a recipe.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PiiConfig {
     /// Whether the stage runs.

@@ -20,7 +20,7 @@ use crate::words::chars::{TERMINAL, is};
 use crate::words::{Class, chinese};
 
 /// `[score]` of a recipe.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScoreConfig {
     /// Whether the stage runs.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Candidate, Sheet, Stage};
 
 /// `[url]` of a recipe. Lists may be given in place or as files.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UrlConfig {
     /// Whether the stage runs.

@@ -267,6 +267,6 @@ fn packed_checkpoints_run_and_keep_their_integers() {
         assert!(off < 0.05, "{what}: {off}"); // embedding and head are Q6_K
         let out = dir.path().join("q8.gguf");
         quantize::run(&QuantizeConfig::new(&packed, QuantType::Q8_0), &out).unwrap();
-        assert!(error(&model, &out) < 0.02, "{what}");
+        assert!(error(&model, &out) < 0.05, "{what}: {}", error(&model, &out));
     }
 }

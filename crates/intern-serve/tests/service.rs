@@ -10,7 +10,7 @@ use support::{ask, get, post, random_model, serve, serve_with};
 const COMPLETIONS: &str = "/v1/completions";
 
 fn long() -> Value {
-    json!({"prompt": " one", "max_tokens": 200, "n": 64, "ignore_eos": true})
+    json!({"prompt": " one", "max_tokens": 200, "n": 100, "ignore_eos": true})
 }
 
 #[test]
@@ -21,7 +21,15 @@ fn a_full_queue_refuses_and_health_does_not_wait() {
     });
     std::thread::scope(|scope| {
         scope.spawn(|| post(&server, COMPLETIONS, &long()));
-        std::thread::sleep(Duration::from_millis(300));
+        let running = "\nvllm:num_requests_running{model_name=\"random\"} 1\n";
+        while !support::get_text(&server, "/metrics").contains(running) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let (status, error) = post(&server, COMPLETIONS, &json!({"prompt": " one"}));
+        assert_eq!((status, &error["error"]["code"]), (429, &json!("queue_full")));
+        assert_eq!(error["error"]["type"], "rate_limit_error");
+        let text = support::get_text(&server, "/metrics");
+        assert!(text.contains("\nintern_requests_refused_total{model_name=\"random\"} 1\n"), "{text}");
         let mut slowest = Duration::ZERO;
         for _ in 0..20 {
             let begin = Instant::now();
@@ -29,12 +37,6 @@ fn a_full_queue_refuses_and_health_does_not_wait() {
             slowest = slowest.max(begin.elapsed());
         }
         assert!(slowest < Duration::from_millis(500), "{slowest:?}");
-        let (status, error) = post(&server, COMPLETIONS, &json!({"prompt": " one"}));
-        assert_eq!((status, &error["error"]["code"]), (429, &json!("queue_full")));
-        assert_eq!(error["error"]["type"], "rate_limit_error");
-        let text = support::get_text(&server, "/metrics");
-        assert!(text.contains("\nvllm:num_requests_running{model_name=\"random\"} 1\n"), "{text}");
-        assert!(text.contains("\nintern_requests_refused_total{model_name=\"random\"} 1\n"), "{text}");
     });
     // Everyone has left.
     ask(&server, COMPLETIONS, &json!({"prompt": " one", "max_tokens": 1}));

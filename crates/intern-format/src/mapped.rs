@@ -39,10 +39,10 @@ impl Mapped {
         const PAGE: usize = 4096;
         let (start, end) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
         if let (Mapped::Map(map), true) = (self, start < end) {
-            // SAFETY: pages of a read-only file map that are dropped come back as they were.
             // It is advice: where it fails, memory is given back later.
             #[cfg(unix)]
             let _ =
+                // SAFETY: pages of a read-only file map that are dropped come back as they were.
                 unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
         }
     }

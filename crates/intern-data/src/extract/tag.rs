@@ -6,7 +6,6 @@ macro_rules! tags {
     ($($variant:ident $name:literal),* $(,)?) => {
         /// An element's name; `Other` for those extraction treats as plain inline wrappers.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[allow(missing_docs)]
         pub enum Tag { Document, Text, Other, $($variant),* }
 
         impl Tag {

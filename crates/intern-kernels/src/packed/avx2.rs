@@ -22,8 +22,6 @@ struct Sums {
     wide: __m256i,
 }
 
-// SAFETY (all functions): the caller promises the memory and the instruction set.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
 impl Isa for Avx2 {
     const ROWS: usize = 8;
     const TILE: usize = 8;
@@ -33,10 +31,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn bytes(p: *const u8) -> __m256i {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
     unsafe fn bits(v: __m256i, shift: usize, mask: u8) -> __m256i {
+        // SAFETY: the caller promises the instructions.
         unsafe {
             _mm256_and_si256(
                 _mm256_srl_epi16(v, _mm_cvtsi32_si128(shift as i32)),
@@ -46,14 +46,17 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn shift_up(v: __m256i) -> __m256i {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_slli_epi16(v, 4) }
     }
     #[inline(always)]
     unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_or_si256(a, b) }
     }
     #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: __m256i) {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
 
@@ -65,18 +68,22 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn floats(p: *const f32) -> __m256 {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_loadu_ps(p) }
     }
     #[inline(always)]
     unsafe fn halves(p: *const u8) -> __m256 {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
     unsafe fn signed_bytes(p: *const u8) -> __m256 {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn six_bits(low: *const u8, low_shift: usize, high: *const u8, high_shift: usize) -> __m256 {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe {
             let (low, high) = (_mm_loadl_epi64(low.cast()), _mm_loadl_epi64(high.cast()));
             let low =
@@ -89,31 +96,38 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
     unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_mul_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     unsafe fn fnma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the caller promises the instructions.
         unsafe { _mm256_fnmadd_ps(a, b, c) }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m256) {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe { _mm256_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn zero() -> Sums {
+        // SAFETY: the caller promises the instructions.
         unsafe { Sums { narrow: _mm256_setzero_si256(), wide: _mm256_setzero_si256() } }
     }
     #[inline(always)]
     unsafe fn add<const DEPTH: usize>(sum: Sums, w: __m256i, a: *const i8, flush: bool) -> Sums {
+        // SAFETY: the caller promises the memory and the instructions.
         unsafe {
             let (a, ones) = (_mm256_set1_epi32(a.cast::<i32>().read_unaligned()), _mm256_set1_epi16(1));
             if DEPTH == 0 {
@@ -133,6 +147,7 @@ impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn total<const DEPTH: usize>(sum: Sums, a: i32) -> __m256 {
+        // SAFETY: the caller promises the instructions.
         unsafe {
             let whole =
                 if DEPTH == 0 { _mm256_add_epi32(sum.wide, _mm256_set1_epi32(128 * a)) } else { sum.wide };

@@ -21,8 +21,6 @@ fn each<T>(f: impl FnMut(usize) -> T) -> Lanes<T> {
     std::array::from_fn(f)
 }
 
-// SAFETY (all functions): the caller promises the memory.
-#[allow(clippy::undocumented_unsafe_blocks, reason = "said once above")]
 impl Isa for Plain {
     const ROWS: usize = GROUP;
     const TILE: usize = 1;
@@ -31,6 +29,7 @@ impl Isa for Plain {
     type Sum = Lanes<i32>;
 
     unsafe fn bytes(p: *const u8) -> Self::Bytes {
+        // SAFETY: the caller promises the memory.
         unsafe { p.cast::<Self::Bytes>().read() }
     }
     unsafe fn bits(v: Self::Bytes, shift: usize, mask: u8) -> Self::Bytes {
@@ -43,22 +42,27 @@ impl Isa for Plain {
         std::array::from_fn(|i| a[i] | b[i])
     }
     unsafe fn store_bytes(p: *mut u8, v: Self::Bytes) {
+        // SAFETY: the caller promises the memory.
         unsafe { p.cast::<Self::Bytes>().write(v) }
     }
 
     fn prefetch(_: *const u8) {}
 
     unsafe fn floats(p: *const f32) -> Lanes<f32> {
+        // SAFETY: the caller promises the memory.
         unsafe { p.cast::<Lanes<f32>>().read() }
     }
     unsafe fn halves(p: *const u8) -> Lanes<f32> {
+        // SAFETY: the caller promises the memory.
         let bits: Lanes<[u8; 2]> = unsafe { p.cast::<Lanes<[u8; 2]>>().read() };
         bits.map(|b| f16::from_le_bytes(b).to_f32())
     }
     unsafe fn signed_bytes(p: *const u8) -> Lanes<f32> {
+        // SAFETY: the caller promises the memory.
         unsafe { p.cast::<Lanes<i8>>().read() }.map(f32::from)
     }
     unsafe fn six_bits(low: *const u8, low_shift: usize, high: *const u8, high_shift: usize) -> Lanes<f32> {
+        // SAFETY: the caller promises the memory.
         let (low, high) = unsafe { (p_read(low), p_read(high)) };
         each(|i| f32::from(((low[i] >> low_shift) & 15) | (((high[i] >> high_shift) & 3) << 4)))
     }
@@ -75,6 +79,7 @@ impl Isa for Plain {
         each(|i| (-a[i]).mul_add(b[i], c[i]))
     }
     unsafe fn store(p: *mut f32, v: Lanes<f32>) {
+        // SAFETY: the caller promises the memory.
         unsafe { p.cast::<Lanes<f32>>().write(v) }
     }
 
@@ -82,6 +87,7 @@ impl Isa for Plain {
         [0; GROUP]
     }
     unsafe fn add<const DEPTH: usize>(sum: Lanes<i32>, w: Self::Bytes, a: *const i8, _: bool) -> Lanes<i32> {
+        // SAFETY: the caller promises the memory.
         let a: [i32; 4] = unsafe { a.cast::<[i8; 4]>().read() }.map(i32::from);
         each(|i| sum[i] + (0..4).map(|c| i32::from(w[4 * i + c]) * a[c]).sum::<i32>())
     }

@@ -13,7 +13,6 @@ pub(super) fn nearest(x: f32) -> f32 {
 
 /// The nearest integer within `low..=high`; `low` for what is no number.
 #[inline(always)]
-#[allow(clippy::manual_clamp, reason = "clamp checks its bounds and keeps what is no number")]
 pub(super) fn level(x: f32, low: f32, high: f32) -> f32 {
     nearest(x).max(low).min(high)
 }

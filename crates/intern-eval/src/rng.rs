@@ -1,17 +1,14 @@
 //! CPython's `random.Random`, bit for bit: few-shot examples and bootstrap draws must be
 //! the ones lm-evaluation-harness draws.
 //!
-//! Mersenne Twister 19937 (Matsumoto and Nishimura, 1998), seeded as CPython does. All
-//! other randomness of the project comes from `intern_kernels::rng`.
+//! All other randomness of the project comes from `intern_kernels::rng`.
 
-const N: usize = 624;
-const M: usize = 397;
+use intern_kernels::mersenne::MersenneTwister;
 
 /// A generator in the state `random.Random(seed)` starts with.
 #[derive(Clone)]
 pub struct PythonRandom {
-    state: [u32; N],
-    next: usize,
+    bits: MersenneTwister,
 }
 
 impl PythonRandom {
@@ -19,60 +16,13 @@ impl PythonRandom {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let words = [seed as u32, (seed >> 32) as u32];
-        Self::from_words(if words[1] == 0 { &words[..1] } else { &words })
-    }
-
-    /// `init_by_array` of the reference implementation.
-    fn from_words(key: &[u32]) -> Self {
-        let mut s = [0u32; N];
-        s[0] = 19_650_218;
-        for i in 1..N {
-            s[i] = 1_812_433_253u32.wrapping_mul(s[i - 1] ^ (s[i - 1] >> 30)).wrapping_add(i as u32);
-        }
-        let (mut i, mut j) = (1, 0);
-        for _ in 0..N.max(key.len()) {
-            let mixed = (s[i - 1] ^ (s[i - 1] >> 30)).wrapping_mul(1_664_525);
-            s[i] = (s[i] ^ mixed).wrapping_add(key[j]).wrapping_add(j as u32);
-            i += 1;
-            j = (j + 1) % key.len();
-            if i == N {
-                s[0] = s[N - 1];
-                i = 1;
-            }
-        }
-        for _ in 0..N - 1 {
-            let mixed = (s[i - 1] ^ (s[i - 1] >> 30)).wrapping_mul(1_566_083_941);
-            s[i] = (s[i] ^ mixed).wrapping_sub(i as u32);
-            i += 1;
-            if i == N {
-                s[0] = s[N - 1];
-                i = 1;
-            }
-        }
-        s[0] = 0x8000_0000;
-        Self { state: s, next: N }
-    }
-
-    fn next_u32(&mut self) -> u32 {
-        if self.next == N {
-            for i in 0..N {
-                let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
-                let twist = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-                self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ twist;
-            }
-            self.next = 0;
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        let key = if words[1] == 0 { &words[..1] } else { &words[..] };
+        Self { bits: MersenneTwister::from_words(key) }
     }
 
     /// `random.random()`: 53 bits in `[0, 1)`.
     pub fn random(&mut self) -> f64 {
-        let (a, b) = (self.next_u32() >> 5, self.next_u32() >> 6);
+        let (a, b) = (self.bits.next_u32() >> 5, self.bits.next_u32() >> 6);
         (f64::from(a) * 67_108_864.0 + f64::from(b)) / 9_007_199_254_740_992.0
     }
 
@@ -81,7 +31,7 @@ impl PythonRandom {
         debug_assert!(n > 0 && u32::try_from(n).is_ok(), "populations have fewer than 2^32 members");
         let bits = usize::BITS - n.leading_zeros();
         loop {
-            let draw = (self.next_u32() >> (32 - bits)) as usize;
+            let draw = (self.bits.next_u32() >> (32 - bits)) as usize;
             if draw < n {
                 return draw;
             }

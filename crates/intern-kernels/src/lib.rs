@@ -6,6 +6,7 @@
 //! the kernels with backward passes. Instruction sets are chosen at run time. Nothing here knows a model.
 
 pub mod matmul;
+pub mod mersenne;
 pub mod ops;
 pub mod packed;
 pub mod paged;

@@ -1,43 +1,18 @@
 //! numpy's `RandomState.randint` for 64-bit numbers (Mersenne Twister, masked rejection),
 //! so that hash functions are those datatrove draws from the same seed.
 
-const N: usize = 624;
-const M: usize = 397;
+use intern_kernels::mersenne::MersenneTwister;
 
-/// The Mersenne Twister MT19937 (Matsumoto and Nishimura, 1998), seeded by one number.
+/// numpy's generator of that name, seeded by one number.
 pub struct RandomState {
-    state: [u32; N],
-    next: usize,
+    bits: MersenneTwister,
 }
 
 impl RandomState {
     /// `numpy.random.RandomState(seed)`.
     #[must_use]
     pub fn new(seed: u32) -> Self {
-        let mut state = [0u32; N];
-        state[0] = seed;
-        for i in 1..N {
-            let before = state[i - 1];
-            state[i] = 1_812_433_253u32.wrapping_mul(before ^ (before >> 30)).wrapping_add(i as u32);
-        }
-        Self { state, next: N }
-    }
-
-    fn next_u32(&mut self) -> u32 {
-        if self.next == N {
-            for i in 0..N {
-                let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % N] & 0x7fff_ffff);
-                let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-                self.state[i] = self.state[(i + M) % N] ^ (y >> 1) ^ odd;
-            }
-            self.next = 0;
-        }
-        let mut y = self.state[self.next];
-        self.next += 1;
-        y ^= y >> 11;
-        y ^= (y << 7) & 0x9d2c_5680;
-        y ^= (y << 15) & 0xefc6_0000;
-        y ^ (y >> 18)
+        Self { bits: MersenneTwister::from_number(seed) }
     }
 
     /// `randint(low, high, dtype=uint64)`, for ranges of more than 32 bits.
@@ -45,7 +20,7 @@ impl RandomState {
         let range = high - 1 - low;
         let mask = u64::MAX >> range.leading_zeros();
         loop {
-            let value = (u64::from(self.next_u32()) << 32 | u64::from(self.next_u32())) & mask;
+            let value = (u64::from(self.bits.next_u32()) << 32 | u64::from(self.bits.next_u32())) & mask;
             if value <= range {
                 return low + value;
             }

@@ -116,6 +116,8 @@ pub struct Part<'a> {
 const SERIAL_MACS: usize = 200_000;
 /// Work one task should have at least.
 const TASK_MACS: usize = 200_000;
+/// Rows of a task that reads each weight once: shorter runs of memory leave the prefetchers behind.
+const STREAM_ROWS: usize = 256;
 /// Rows of a task's panel; K of them fit L2.
 pub(crate) const PANEL_ROWS: usize = 16;
 
@@ -153,12 +155,12 @@ pub fn matmul(
     let rows: usize = parts.iter().map(|p| p.weight.rows()).sum();
     let task_rows = match rows * m * k {
         macs if macs < SERIAL_MACS || pool.threads() == 1 => usize::MAX / 2,
-        // Whole panels of both kinds, unless there is so little to do that it would not be shared.
+        // Long runs of memory or whole panels, unless there is so little to do that it would not be shared.
         _ => {
-            let wanted = TASK_MACS / (m * k).max(1);
-            let panel = if m > packed::EXACT_ROWS { 4 * PANEL_ROWS } else { PANEL_ROWS };
+            let least = TASK_MACS / (m * k).max(1);
+            let good = if m > packed::EXACT_ROWS { 4 * PANEL_ROWS } else { STREAM_ROWS };
             let fair = (rows / (2 * pool.threads())).max(1);
-            wanted.max(panel.min(fair)).next_multiple_of(PANEL_ROWS)
+            least.max(good.min(fair)).next_multiple_of(PANEL_ROWS)
         }
     };
     let count = |part: &Part| part.weight.rows().div_ceil(task_rows);

@@ -61,9 +61,14 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(p: *const u8) {
+    fn prefetch_l1(p: *const u8) {
         // SAFETY: a hint that never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_l2(p: *const u8) {
+        // SAFETY: a hint that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]

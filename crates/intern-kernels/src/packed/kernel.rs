@@ -32,7 +32,9 @@ pub(super) trait Isa {
     unsafe fn or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     unsafe fn store_bytes(p: *mut u8, v: Self::Bytes);
     /// Asks for the cache line at `p`, which need not exist.
-    fn prefetch(p: *const u8);
+    fn prefetch_l1(p: *const u8);
+    /// The same, no nearer than the second level.
+    fn prefetch_l2(p: *const u8);
 
     unsafe fn floats(p: *const f32) -> Self::Floats;
     unsafe fn halves(p: *const u8) -> Self::Floats;
@@ -149,22 +151,25 @@ unsafe fn block<I: Isa, F: Format, const M: usize>(
     }
 }
 
-/// How far ahead packed bytes are asked for. The processor's own guesses miss, since a block's
-/// bytes are read in several places at once.
-const AHEAD: usize = 4096;
+/// How far ahead packed bytes are asked into the first and into the second level cache. The
+/// processor's own guesses miss, since a block's bytes are read in several places at once; and
+/// what only the first level is asked for cannot wait there long enough for memory to answer.
+const AHEAD: (usize, usize) = (4096, 24576);
 
 /// Asks for the share of block `j` in what lies [`AHEAD`].
 #[inline(always)]
 fn prefetch<I: Isa, F: Format>(quants: *const u8, head: *const u8, j: usize) {
     let share = F::QUANTS / F::BLOCKS;
-    let next = quants.wrapping_add(AHEAD + j * share);
+    let (near, far) = (quants.wrapping_add(AHEAD.0 + j * share), quants.wrapping_add(AHEAD.1 + j * share));
     unroll!(line, {
         if 64 * line < share {
-            I::prefetch(next.wrapping_add(64 * line));
+            I::prefetch_l1(near.wrapping_add(64 * line));
+            I::prefetch_l2(far.wrapping_add(64 * line));
         }
     });
     let share = F::HEAD / F::BLOCKS;
-    I::prefetch(head.wrapping_add(AHEAD * F::HEAD / F::QUANTS + j * share));
+    I::prefetch_l1(head.wrapping_add(AHEAD.0 * F::HEAD / F::QUANTS + j * share));
+    I::prefetch_l2(head.wrapping_add(AHEAD.1 * F::HEAD / F::QUANTS + j * share));
 }
 
 /// Columns of output rows: where a register is loaded from and stored to.

@@ -46,7 +46,9 @@ impl Isa for Plain {
         unsafe { p.cast::<Self::Bytes>().write(v) }
     }
 
-    fn prefetch(_: *const u8) {}
+    fn prefetch_l1(_: *const u8) {}
+    #[inline(always)]
+    fn prefetch_l2(_: *const u8) {}
 
     unsafe fn floats(p: *const f32) -> Lanes<f32> {
         // SAFETY: the caller promises the memory.

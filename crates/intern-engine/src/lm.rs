@@ -2,9 +2,11 @@
 
 use std::sync::mpsc::channel;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use intern_format::conversation::Message;
+use intern_lm::reasoning;
 use intern_lm::score::{total, windows};
+use intern_lm::tools::grammar::{Answer, grammar};
 use intern_lm::tools::{Piece, ToolFormat, ToolSplitter};
 use intern_lm::{
     ChatRequest, ChatResponse, Completion, FinishReason, GenerateRequest, LanguageModel, Prompt, Sampling,
@@ -14,7 +16,7 @@ use intern_lm::{
 use crate::engine::{Engine, EngineRequest, Event, TokenScore};
 
 /// Everything one request produced.
-struct Answer {
+struct Generated {
     text: String,
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
@@ -25,12 +27,12 @@ struct Answer {
 
 impl Engine {
     /// Runs requests together; answers in order. `sink` gets each new piece of text.
-    fn run_all(&self, requests: Vec<EngineRequest>, sink: Sink) -> Result<Vec<Answer>> {
+    fn run_all(&self, requests: Vec<EngineRequest>, sink: Sink) -> Result<Vec<Generated>> {
         let (sender, receiver) = channel();
-        let mut answers: Vec<Answer> = Vec::with_capacity(requests.len());
+        let mut answers: Vec<Generated> = Vec::with_capacity(requests.len());
         let mut pending = requests.len();
         for (i, request) in requests.into_iter().enumerate() {
-            answers.push(Answer {
+            answers.push(Generated {
                 text: String::new(),
                 tokens: Vec::new(),
                 logprobs: Vec::new(),
@@ -68,13 +70,26 @@ impl Engine {
     /// The engine's request for a conversation, and how to read the answer.
     fn chat_request(&self, request: &ChatRequest) -> Result<(EngineRequest, ToolSplitter)> {
         let tokenizer = self.tokenizer();
+        let template = tokenizer.chat_template().context(
+            "the tokenizer has no chat template\nhint: add `chat_template` to tokenizer_config.json",
+        )?;
         let tools = if request.tool_choice == ToolChoice::None { &[][..] } else { &request.tools[..] };
-        let tokens = tokenizer.encode_chat(&request.messages, tools, true)?;
-        let format = match tokenizer.chat_template() {
-            Some(template) if !tools.is_empty() && !request.raw => ToolFormat::detect(template.source()),
-            _ => ToolFormat::None,
-        };
+        let prompt = template.render(&request.messages, tools, true, &request.template)?;
+        let tokens = tokenizer.encode(&prompt, false)?;
+        let own = if tools.is_empty() { ToolFormat::None } else { ToolFormat::detect(template.source()) };
+        check_choice(request, own)?;
+        let format = if request.raw { ToolFormat::None } else { own };
         let mut sampling = request.sampling.clone();
+        sampling.grammar = grammar(&Answer {
+            format: own,
+            tools,
+            choice: &request.tool_choice,
+            single_call: request.single_call,
+            form: request.sampling.grammar.as_ref(),
+            inside_thought: reasoning::thinks(template.source()).then(|| reasoning::begins_inside(&prompt)),
+            mistral_args: template.source().contains("[ARGS]"),
+            token: &|text| tokenizer.token_to_id(text),
+        });
         // The markers of tool calls are special tokens.
         sampling.keep_special |= format != ToolFormat::None;
         sampling.stop_ids = tokenizer.end_ids();
@@ -84,7 +99,30 @@ impl Engine {
     }
 }
 
-impl Answer {
+/// Fails for a choice of tools that the model cannot be held to.
+fn check_choice(request: &ChatRequest, format: ToolFormat) -> Result<()> {
+    let name_of = |tool: &serde_json::Value| tool.pointer("/function/name").cloned().unwrap_or_default();
+    let declares = |name: &String| request.tools.iter().any(|tool| name_of(tool) == name.as_str());
+    match &request.tool_choice {
+        ToolChoice::Auto | ToolChoice::None => return Ok(()),
+        ToolChoice::Required => {
+            ensure!(
+                !request.tools.is_empty(),
+                "a tool must be called, but there are none\nhint: declare tools"
+            );
+        }
+        ToolChoice::Named(name) => {
+            ensure!(declares(name), "the tool {name} must be called, but it is not among the tools");
+        }
+    }
+    ensure!(
+        format != ToolFormat::None,
+        "this model's chat template knows no tools\nhint: describe the tools in the prompt"
+    );
+    Ok(())
+}
+
+impl Generated {
     fn extend_text(&mut self, i: usize, text: &str, sink: &mut dyn FnMut(usize, &str)) {
         if !text.is_empty() {
             self.text.push_str(text);
@@ -116,7 +154,7 @@ fn collect(pieces: Vec<Piece>, message: &mut Message, sink: &mut dyn FnMut(usize
     }
 }
 
-fn response(message: Message, answer: &Answer) -> ChatResponse {
+fn response(message: Message, answer: &Generated) -> ChatResponse {
     let finish = match (answer.finish, message.tool_calls.is_empty()) {
         (FinishReason::Stop, false) => FinishReason::ToolCalls,
         (finish, _) => finish,
@@ -192,7 +230,7 @@ impl LanguageModel for Engine {
         let prepared = requests.iter().map(|r| self.chat_request(r)).collect::<Result<Vec<_>>>()?;
         let (engine_requests, splitters): (Vec<_>, Vec<_>) = prepared.into_iter().unzip();
         let answers = self.run_all(engine_requests, &mut |_, _| {})?;
-        let read = |(answer, mut splitter): (Answer, ToolSplitter)| {
+        let read = |(answer, mut splitter): (Generated, ToolSplitter)| {
             let mut message = Message::new("assistant", "");
             collect(splitter.push(&answer.text), &mut message, &mut |_, _| {});
             collect(splitter.finish(), &mut message, &mut |_, _| {});

@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
+
 use candle_core::DType;
 use intern_engine::{Engine, EngineRequest, Event};
-use intern_lm::{FinishReason, Grammar, Sampling};
+use intern_format::conversation::Message;
+use intern_lm::{ChatRequest, FinishReason, Grammar, LanguageModel, Sampling, ToolChoice};
 use intern_model::Architecture;
 use serde_json::{Value, json};
 use support::*;
@@ -48,6 +51,87 @@ fn engine() -> (tempfile::TempDir, Engine) {
     save(&config(Architecture::InternLm2), dir.path(), DType::F32);
     let engine = load(dir.path());
     (dir, engine)
+}
+
+/// llama.cpp's copies of real chat templates.
+fn template(name: &str) -> Option<String> {
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/assets");
+    let assets = std::env::var_os("INTERN_ASSETS").map_or(assets, PathBuf::from);
+    std::fs::read_to_string(assets.join("serve/chat-templates-llamacpp").join(format!("{name}.jinja"))).ok()
+}
+
+#[test]
+fn a_chosen_tool_is_called_in_every_format() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "n": { "type": "integer", "minimum": 0, "maximum": 99 },
+            "unit": { "enum": ["m", "km"] },
+            "tags": { "type": "array", "items": { "type": "boolean" }, "minItems": 1, "maxItems": 2 }
+        },
+        "required": ["n", "unit", "tags"],
+        "additionalProperties": false
+    });
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name, "description": "d", "parameters": schema } });
+    let dir = tempfile::tempdir().unwrap();
+    let mut shape = config(Architecture::InternLm2);
+    shape.max_position_embeddings = 4096;
+    save(&shape, dir.path(), DType::F32);
+    let internlm2 = intern_tokenizer::internlm2::CHAT_TEMPLATE.to_owned();
+    for (name, template) in [
+        ("InternLM2", Some(internlm2)),
+        ("Qwen2.5", template("Qwen-Qwen2.5-7B-Instruct")),
+        ("Qwen3", template("Qwen-Qwen3-0.6B")),
+        ("Hermes 3", template("NousResearch-Hermes-3-Llama-3.1-8B-tool_use")),
+        ("Llama 3.1", template("meta-llama-Llama-3.1-8B-Instruct")),
+        ("Llama 3.3", template("meta-llama-Llama-3.3-70B-Instruct")),
+        ("Mistral Nemo", template("mistralai-Mistral-Nemo-Instruct-2407")),
+        ("Mistral Small", template("Mistral-Small-3.2-24B-Instruct-2506")),
+    ] {
+        let Some(template) = template else {
+            println!("skipped: no template of {name}");
+            continue;
+        };
+        let thinks = intern_lm::reasoning::thinks(&template);
+        tokenizer().with_chat_template(template).save(dir.path()).unwrap();
+        let engine = load(dir.path());
+        for seed in 0..6 {
+            let choice = match seed % 2 {
+                0 => ToolChoice::Required,
+                _ => ToolChoice::Named("second".into()),
+            };
+            let request = ChatRequest {
+                messages: vec![Message::new("user", "how far?")],
+                tools: vec![tool("first"), tool("second")],
+                single_call: true,
+                sampling: Sampling { max_tokens: 1500, ..warm(seed) },
+                tool_choice: choice.clone(),
+                ..ChatRequest::default()
+            };
+            let response = engine.chat(&request, &mut |_, _| {}).unwrap();
+            let calls = &response.message.tool_calls;
+            if response.finish == FinishReason::Length {
+                assert!(thinks, "{name}: {response:?}"); // a random thought has no end
+                continue;
+            }
+            assert_eq!((response.finish, calls.len()), (FinishReason::ToolCalls, 1), "{name}: {response:?}");
+            let function = &calls[0].function;
+            assert!(jsonschema::is_valid(&schema, &function.arguments), "{name}: {function:?}");
+            let fits = match choice {
+                ToolChoice::Named(name) => function.name == name,
+                _ => ["first", "second"].contains(&function.name.as_str()),
+            };
+            assert!(fits, "{name}: {function:?}");
+        }
+        let batch = ChatRequest {
+            messages: vec![Message::new("user", "how far?")],
+            tool_choice: ToolChoice::Named("third".into()),
+            tools: vec![tool("first")],
+            ..ChatRequest::default()
+        };
+        let error = engine.chat_batch(&[batch]).unwrap_err().to_string();
+        assert!(error.contains("the tool third must be called"), "{error}");
+    }
 }
 
 #[test]

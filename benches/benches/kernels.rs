@@ -6,10 +6,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use half::f16;
 use intern_kernels::matmul::{MatrixRef, Part, Weight, matmul, reference};
 use intern_kernels::packed::activations::Activations;
 use intern_kernels::packed::{InstructionSet, Packed};
-use intern_kernels::paged::{self, Row, Shape};
+use intern_kernels::paged::{self, KvElement, LayerCache, NewRow, Row, Shape};
 use intern_kernels::pool::Pool;
 use intern_kernels::quant::{BlockType, dequantize, quantize};
 use intern_kernels::rng::Rng;
@@ -132,32 +133,38 @@ fn codecs(wanted: impl Fn(&str) -> bool) {
 
 fn attention(wanted: impl Fn(&str) -> bool) {
     for (t, rows) in [(128, 1), (2048, 1), (512, 256)] {
-        if !wanted(&format!("attention {t}")) {
-            continue;
+        if wanted(&format!("attention {t}")) {
+            attention_over::<f32>("f32", t, rows);
+            attention_over::<f16>("f16", t, rows);
+            attention_over::<i8>("int8", t, rows);
         }
-        let shape =
-            Shape { num_heads: 16, num_kv_heads: 8, head_dim: 128, block_size: 32, window: None, scale: 0.1 };
-        let table: Vec<u32> = (0..t as u32 / 32).collect();
-        let cache = random(table.len() * shape.block_len());
-        let q = random(shape.num_heads * shape.head_dim);
-        let offsets: Vec<usize> = (0..shape.num_heads).map(|h| h * shape.head_dim).collect();
-        let row = |i: usize| Row { q: &q, table: &table, position: t - rows + i };
-        let rows: Vec<Row> = (0..rows).map(row).collect();
-        let mut out = vec![0.0; rows.len() * q.len()];
-        let pool = Pool::new(1).expect("one thread");
-        let seconds = best(|| {
-            let cache = (black_box(&cache[..]), &cache[..]);
-            paged::attention(&pool, &shape, cache, &rows, &offsets, &mut out);
-        });
-        let macs = 2 * (t * rows.len() - rows.len() * rows.len() / 2) * shape.num_heads * shape.head_dim;
-        let bytes = 2 * t * shape.num_kv_heads * shape.head_dim * 4;
-        println!(
-            "attention f32 t={t:<5} rows={:<3} {:8.2} GMAC/s  {:6.2} GB/s",
-            rows.len(),
-            macs as f64 / seconds / 1e9,
-            bytes as f64 / seconds / 1e9
-        );
     }
+}
+
+fn attention_over<T: KvElement>(name: &str, t: usize, rows: usize) {
+    let shape =
+        Shape { num_heads: 16, num_kv_heads: 8, head_dim: 128, block_size: 32, window: None, scale: 0.1 };
+    let table: Vec<u32> = (0..t as u32 / 32).collect();
+    let mut cache = LayerCache::<T>::new(&shape, table.len());
+    let kv = random(2 * shape.num_kv_heads * shape.head_dim);
+    let new: Vec<NewRow> = (0..t).map(|position| NewRow { kv: &kv, table: &table, position }).collect();
+    let at: Vec<usize> = (0..2 * shape.num_kv_heads).map(|i| i * shape.head_dim).collect();
+    let pool = Pool::new(1).expect("one thread");
+    paged::store(&pool, &shape, &mut cache, &new, at.split_at(shape.num_kv_heads));
+    let q = random(shape.num_heads * shape.head_dim);
+    let offsets: Vec<usize> = (0..shape.num_heads).map(|h| h * shape.head_dim).collect();
+    let row = |i: usize| Row { q: &q, table: &table, position: t - rows + i };
+    let rows: Vec<Row> = (0..rows).map(row).collect();
+    let mut out = vec![0.0; rows.len() * q.len()];
+    let seconds = best(|| paged::attention(&pool, &shape, black_box(&cache), &rows, &offsets, &mut out));
+    let macs = 2 * (t * rows.len() - rows.len() * rows.len() / 2) * shape.num_heads * shape.head_dim;
+    let bytes = 2 * t * shape.num_kv_heads * shape.head_dim * size_of::<T>();
+    println!(
+        "attention {name:<4} t={t:<5} rows={:<3} {:8.2} GMAC/s  {:6.2} GB/s",
+        rows.len(),
+        macs as f64 / seconds / 1e9,
+        bytes as f64 / seconds / 1e9
+    );
 }
 
 fn rows(wanted: impl Fn(&str) -> bool) {

@@ -105,6 +105,18 @@ impl Active {
         (self.listener)(event)
     }
 
+    /// Whether somebody still listens, and has not given up by `now`.
+    #[must_use]
+    pub fn is_wanted(&self, now: Instant) -> bool {
+        !self.is_late(now) && (self.listener)(Event::Ping)
+    }
+
+    /// Whether its deadline has passed.
+    #[must_use]
+    pub fn is_late(&self, now: Instant) -> bool {
+        self.request.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
     /// What the logits at `position` are needed for, if at all.
     pub fn want(&self, sequence: &Sequence, position: usize, vocab_size: usize) -> Option<Wanted> {
         // After preemption the prompt is computed again; what was handed out stays handed out.

@@ -1,7 +1,9 @@
 //! The middle of a step: guesses, what the grammars allow, and the forward pass over all rows.
+//! Whoever leaves meanwhile leaves the pass, and the others' results are what they would be.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use intern_kernels::sampling::{argmax, log_sum_exp, top_k};
 use llguidance::toktrie::SimpleVob;
@@ -13,7 +15,17 @@ use crate::runner::Row;
 use crate::sampler::sample;
 use crate::scheduler::Chunk;
 use crate::sequence::SeqId;
+use crate::watch::Watch;
 use crate::worker::Worker;
+
+/// What a step brought.
+#[derive(Default)]
+pub(crate) struct Computed {
+    /// In the order of the chunks.
+    pub outcomes: Vec<(SeqId, Outcome)>,
+    /// Sequences whose chunks were left behind, because nobody waits for them.
+    pub gone: BTreeSet<SeqId>,
+}
 
 impl Worker {
     /// Lets the smaller model read the pending tokens, and fill in the guesses that have a place.
@@ -25,7 +37,8 @@ impl Worker {
             tables.push(sequence.table.as_slice());
             for position in chunk.start..chunk.start + chunk.len {
                 let rope_len = sequence.prompt_len.max(position + 1);
-                rows.push(Row { token: sequence.tokens[position], position, rope_len, sequence: i });
+                let token = sequence.tokens[position];
+                rows.push(Row { token, position, rope_len, sequence: i, adapter: None });
             }
             if chunk.draft > 0 {
                 wanted.push((rows.len() - 1, chunk.draft));
@@ -71,21 +84,17 @@ impl Worker {
         masks
     }
 
-    /// Runs the chunks; outcomes in their order.
-    pub fn compute(
-        &mut self,
-        chunks: &[Chunk],
-        masks: &BTreeMap<SeqId, Vec<SimpleVob>>,
-    ) -> Vec<(SeqId, Outcome)> {
+    /// Runs the chunks.
+    pub fn compute(&mut self, chunks: &[Chunk], masks: &BTreeMap<SeqId, Vec<SimpleVob>>) -> Computed {
         if chunks.is_empty() {
-            return Vec::new(); // every grammar of the step broke
+            return Computed::default(); // every grammar of the step broke
         }
         let (mut rows, mut tables, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         let (mut outputs, mut wanted) = (Vec::new(), Vec::new());
         for (i, chunk) in chunks.iter().enumerate() {
             let sequence = self.scheduler.sequence(chunk.id).expect("scheduled sequences run");
             let active = &self.state.requests[&chunk.id];
-            let known = sequence.tokens.len();
+            let (known, adapter) = (sequence.tokens.len(), active.prepared.adapter);
             let text: Cow<[u32]> = match chunk.draft {
                 0 => Cow::Borrowed(&sequence.tokens),
                 n => Cow::Owned([&sequence.tokens[..], &sequence.draft[..n]].concat()),
@@ -102,7 +111,7 @@ impl Worker {
                     let mask = masks.get(&chunk.id).and_then(|m| m.get((position + 1).saturating_sub(known)));
                     wanted.push((i, want, position + 1, mask));
                 }
-                rows.push(Row { token: text[position], position, rope_len, sequence: i });
+                rows.push(Row { token: text[position], position, rope_len, sequence: i, adapter });
             }
             texts.push((text, sequence.prompt_len));
         }
@@ -123,14 +132,20 @@ impl Worker {
                 Wanted::Logits(id) => Outcome::Logits(logits.to_vec(), id.map(|id| score(logits, id, top))),
             }
         };
-        let outcomes = self.runner.step(&rows, &tables, &outputs, consume);
-        let outcomes = wanted.iter().map(|(i, ..)| chunks[*i].id).zip(outcomes).collect();
+        let is_wanted = |i: usize| self.state.requests[&chunks[i].id].is_wanted(Instant::now());
+        let watch = Watch::new(chunks.len(), &is_wanted);
+        let outcomes = self.runner.step(&rows, &tables, &outputs, &watch, consume);
+        let gone: BTreeSet<SeqId> =
+            chunks.iter().enumerate().filter(|(i, _)| watch.is_gone(*i)).map(|(_, c)| c.id).collect();
         for (row, Row { position, sequence, .. }) in rows.iter().enumerate() {
-            let active =
-                self.state.requests.get_mut(&chunks[*sequence].id).expect("scheduled requests are active");
-            active.pool(*position, || self.runner.hidden(row));
+            let id = chunks[*sequence].id;
+            let active = self.state.requests.get_mut(&id).expect("scheduled requests are active");
+            if !gone.contains(&id) {
+                active.pool(*position, || self.runner.hidden(row));
+            }
         }
-        outcomes
+        let outcomes = outcomes.into_iter().map(|(output, found)| (chunks[wanted[output].0].id, found));
+        Computed { outcomes: outcomes.filter(|(id, _)| !gone.contains(id)).collect(), gone }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Requests go to the engine's thread (`worker`) through a channel; answers come back through
 //! one channel each. Knows token ids and text, no HTTP and no conversations.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use intern_model::{ModelConfig, RopeScaling};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use crate::adapter::Lora;
 use crate::block_manager::BlockManager;
 use crate::check::Limits;
 use crate::draft::Drafter;
@@ -42,7 +44,8 @@ pub struct EngineConfig {
     pub max_batch_tokens: usize,
     /// Memory for keys and values, in MiB. Only what is used is touched.
     pub kv_memory_mb: usize,
-    /// How keys and values are kept: "f32" or "f16"; "f32" for f32 weights, else "f16", if absent.
+    /// How keys and values are kept: "f32", "f16" or "int8"; "f32" for f32 weights, else "f16", if
+    /// absent.
     pub kv_type: Option<KvType>,
     /// Multiply quantized weights in f32 instead of integers: slow, to tell the error of the
     /// weights from that of the activations.
@@ -62,6 +65,9 @@ pub struct EngineConfig {
     /// While answers are being written, prompts are read in steps of about this many
     /// milliseconds, so that the answers go on; 0 for no bound.
     pub max_step_ms: u64,
+    /// PEFT adapters served beside the model, by name: requests choose one by its name. Their
+    /// products are added in f32, whatever the model's weights are stored as.
+    pub adapters: BTreeMap<String, PathBuf>,
 }
 
 /// How the cache keeps keys and values.
@@ -72,15 +78,31 @@ pub enum KvType {
     F32,
     /// 16-bit floats: half the memory, three digits.
     F16,
+    /// 8-bit integers with one scale per token and head: a quarter of the memory, two digits.
+    Int8,
+}
+
+impl std::str::FromStr for KvType {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "int8" => Ok(Self::Int8),
+            other => bail!("{other} is no type of keys and values\nhint: f32, f16 and int8 are"),
+        }
+    }
 }
 
 impl KvType {
-    /// Bytes per element.
+    /// Bytes of one head's key, or value, of `head_dim` elements.
     #[must_use]
-    pub fn bytes(self) -> usize {
+    pub fn vector_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => 4 * head_dim,
+            Self::F16 => 2 * head_dim,
+            Self::Int8 => head_dim + size_of::<f32>(),
         }
     }
 }
@@ -101,6 +123,7 @@ impl Default for EngineConfig {
             draft_model: None,
             draft_tokens: 3,
             max_step_ms: 250,
+            adapters: BTreeMap::new(),
         }
     }
 }
@@ -128,6 +151,8 @@ pub struct EngineRequest {
     pub guesses: Option<usize>,
     /// When the request is given up, with [`Event::Expired`].
     pub deadline: Option<Instant>,
+    /// One of [`EngineConfig::adapters`]; the model itself if absent.
+    pub adapter: Option<String>,
 }
 
 impl EngineRequest {
@@ -161,6 +186,8 @@ pub enum Event {
         /// Tokens to read.
         total: usize,
     },
+    /// Nothing new: the engine asks whether somebody still listens.
+    Ping,
     /// A token was generated.
     Token {
         /// Its id. A token that ends the answer is reported too, with no text.
@@ -268,7 +295,8 @@ fn open(model: &Path, adapter: Option<&Path>, pool: Option<&Pool>) -> Result<Loa
         ensure!(
             adapter.is_none(),
             "{}: an adapter cannot be merged into a GGUF file\n\
-             hint: `intern tune merge` it into the checkpoint, then quantize",
+             hint: serve it beside the file, by a name (`--adapter NAME=DIR` of `intern serve api`), or\n\
+             `intern tune merge` it into the checkpoint, then quantize",
             model.display()
         );
         let gguf = Arc::new(Gguf::open(model)?);
@@ -334,13 +362,17 @@ impl Engine {
         if eos_ids.is_empty() {
             eos_ids = tokenizer.eos_id().into_iter().collect();
         }
+        let named = |(name, path): (&String, &PathBuf)| {
+            Lora::load(path, &weights).with_context(|| format!("loading the adapter {name}"))
+        };
+        let adapters: Vec<Lora> = config.adapters.iter().map(named).collect::<Result<_>>()?;
         let model = weights.config.clone();
         let kv_type = config.kv_type.unwrap_or(match weights.embedding.ty {
             BlockType::F32 => KvType::F32,
             _ => KvType::F16,
         });
         let per_position = |model: &ModelConfig| {
-            2 * model.num_layers * model.num_kv_heads * model.head_dim * kv_type.bytes()
+            2 * model.num_layers * model.num_kv_heads * kv_type.vector_bytes(model.head_dim)
         };
         let models = || std::iter::once(&model).chain(draft.as_ref().map(|d| &d.0.config));
         let per_position: usize = models().map(per_position).sum();
@@ -361,13 +393,19 @@ impl Engine {
         let limits = Limits { max_context, vocab_size: model.vocab_size };
 
         let blocks = BlockManager::new(num_blocks, config.block_size);
-        let weight_bytes = weights.nbytes() + draft.as_ref().map_or(0, |d| d.0.nbytes());
+        let beside: usize = adapters.iter().map(Lora::nbytes).sum();
+        let weight_bytes = weights.nbytes() + beside + draft.as_ref().map_or(0, |d| d.0.nbytes());
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
-        let runner = |weights, pool| Runner::new(weights, pool, num_blocks, config.block_size, kv_type);
+        let runner = |weights, adapters, pool| {
+            Runner::new(weights, adapters, pool, num_blocks, config.block_size, kv_type)
+        };
+        let drafter = |(weights, pool)| Drafter {
+            runner: runner(weights, Vec::new(), pool),
+            most: config.draft_tokens,
+        };
         let worker = Worker {
-            drafter: draft
-                .map(|(weights, pool)| Drafter { runner: runner(weights, pool), most: config.draft_tokens }),
-            runner: runner(weights, pool),
+            drafter: draft.map(drafter),
+            runner: runner(weights, adapters, pool),
             scheduler: Scheduler::new(
                 blocks,
                 config.max_num_seqs,
@@ -392,7 +430,7 @@ impl Engine {
             inner: Arc::new(Inner {
                 sender: Mutex::new(Some(sender)),
                 thread: Mutex::new(Some(thread)),
-                preparer: Preparer::new(&tokenizer, &eos_ids),
+                preparer: Preparer::new(&tokenizer, &eos_ids, config.adapters.keys().cloned().collect()),
                 tokenizer,
                 config: model,
                 name,
@@ -428,6 +466,12 @@ impl Engine {
         self.inner.limits.max_context
     }
 
+    /// Names of the adapters that requests may choose.
+    #[must_use]
+    pub fn adapters(&self) -> &[String] {
+        &self.inner.preparer.adapters
+    }
+
     /// Tokens that end an answer.
     #[must_use]
     pub fn eos_ids(&self) -> &[u32] {
@@ -452,7 +496,7 @@ impl Engine {
     /// If the prompt does not fit, a parameter is out of range or a grammar is not supported.
     pub fn check(&self, request: &EngineRequest) -> Result<()> {
         self.inner.limits.check(request)?;
-        self.inner.preparer.prepare(&request.sampling).map(drop)
+        self.inner.preparer.prepare(request).map(drop)
     }
 
     /// Queues a request. Dropping the receiver cancels it.
@@ -467,7 +511,7 @@ impl Engine {
     /// compiled first is compiled on the caller's.
     pub fn submit_to(&self, request: EngineRequest, listener: Listener) {
         let checked = self.inner.limits.check(&request);
-        let prepared = match checked.and_then(|()| self.inner.preparer.prepare(&request.sampling)) {
+        let prepared = match checked.and_then(|()| self.inner.preparer.prepare(&request)) {
             Ok(prepared) => prepared,
             Err(error) => {
                 listener(Event::Error(format!("{error:#}")));
@@ -520,7 +564,7 @@ fn end<T>(events: Receiver<Event>, take: impl Fn(Event) -> Option<T>) -> Result<
             Event::Done { .. } => return take(event).context("the last event holds the answer"),
             Event::Error(message) => bail!(message),
             Event::Expired => bail!("the request's deadline has passed"),
-            Event::Prefill { .. } | Event::Token { .. } => {}
+            Event::Ping | Event::Prefill { .. } | Event::Token { .. } => {}
         }
     }
     bail!("the engine has stopped")

@@ -2,12 +2,14 @@
 //!
 //! The main loop is `schedule → run → postprocess`: `scheduler` and `block_manager` decide
 //! (without touching tensors), `runner` computes on flat buffers with `intern-kernels`,
+//! `watch` tells it who is still there,
 //! `sampler` chooses within what `penalties` and `grammar` leave, `speculate` and `draft` guess
-//! ahead, `worker` drives them, `engine` is the handle. `weights` (with `packed4`) and
-//! `gguf_model` load checkpoints and GGUF files, `quantize` writes the latter. `lm` makes it a
+//! ahead, `worker` drives them, `engine` is the handle. `weights` (with `packed4`),
+//! `gguf_model` and `adapter` load checkpoints, GGUF files and adapters, `quantize` writes the latter. `lm` makes it a
 //! [`intern_lm::LanguageModel`]. Speaks no HTTP.
 
 mod active;
+mod adapter;
 pub mod block_manager;
 mod check;
 mod compute;
@@ -27,6 +29,7 @@ pub mod scheduler;
 pub mod sequence;
 mod speculate;
 mod text;
+mod watch;
 mod weights;
 mod worker;
 

@@ -49,7 +49,7 @@ impl Engine {
             let (i, event) = receiver.recv().context("the engine has stopped")?;
             let answer = &mut answers[i];
             match event {
-                Event::Prefill { .. } => {}
+                Event::Ping | Event::Prefill { .. } => {}
                 Event::Token { id, text, logprob } => {
                     answer.tokens.push(id);
                     answer.logprobs.extend(logprob);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
-use intern_lm::Sampling;
+use anyhow::{Context, Result};
 use intern_tokenizer::Tokenizer;
 
+use crate::engine::EngineRequest;
 use crate::grammar::{Constraint, Grammars};
 
 /// Made once per request.
@@ -15,31 +15,40 @@ pub(crate) struct Prepared {
     pub constraint: Option<Constraint>,
     /// Per token id: whether DRY begins anew behind it; empty without DRY.
     pub breakers: Arc<[bool]>,
+    /// Index of the adapter beside the base, if any.
+    pub adapter: Option<usize>,
 }
 
 /// Makes [`Prepared`].
 pub(crate) struct Preparer {
     tokenizer: Tokenizer,
     grammars: Grammars,
+    /// Names, in the order of their indices.
+    pub adapters: Vec<String>,
 }
 
 impl Preparer {
     /// `eos_ids` are the model's own ends of text.
-    pub fn new(tokenizer: &Tokenizer, eos_ids: &[u32]) -> Self {
+    pub fn new(tokenizer: &Tokenizer, eos_ids: &[u32], adapters: Vec<String>) -> Self {
         let mut ends = eos_ids.to_vec();
         ends.extend(tokenizer.end_ids().iter().filter(|id| !eos_ids.contains(id)));
-        Self { tokenizer: tokenizer.clone(), grammars: Grammars::new(tokenizer, &ends) }
+        Self { tokenizer: tokenizer.clone(), grammars: Grammars::new(tokenizer, &ends), adapters }
     }
 
-    /// Fails for a grammar that is not supported.
-    pub fn prepare(&self, sampling: &Sampling) -> Result<Prepared> {
+    /// Fails for an adapter that is not there and a grammar that is not supported.
+    pub fn prepare(&self, request: &EngineRequest) -> Result<Prepared> {
+        let sampling = &request.sampling;
+        let adapter = request.adapter.as_ref().map(|name| {
+            let found = self.adapters.iter().position(|a| a == name);
+            found.with_context(|| format!("there is no adapter {name}\nhint: those of `adapters` are served"))
+        });
         let constraint = |grammar| self.grammars.constraint(grammar, &sampling.stop_ids);
         let constraint = sampling.grammar.as_ref().map(constraint).transpose()?;
         let breakers = match &sampling.dry {
             Some(dry) => self.breakers(&dry.sequence_breakers),
             None => Arc::default(),
         };
-        Ok(Prepared { constraint, breakers })
+        Ok(Prepared { constraint, breakers, adapter: adapter.transpose()? })
     }
 
     fn breakers(&self, texts: &[String]) -> Arc<[bool]> {

@@ -65,6 +65,12 @@ fn rotate(position: usize, inv_freq: &[f32], scaling: f32, cos: &mut Vec<f32>, s
     }
 }
 
+/// A checkpoint's rows of heads starting at `heads`, each reordered for rotary pairs `(2i, 2i + 1)` if asked.
+pub(crate) fn head_order(heads: &[usize], d: usize, interleave: bool) -> Vec<usize> {
+    let within = |i: usize| if interleave { i % 2 * (d / 2) + i / 2 } else { i };
+    heads.iter().flat_map(|&start| (0..d).map(move |i| start + within(i))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use intern_model::{Architecture, rope_tables};
@@ -85,5 +91,11 @@ mod tests {
             (0..20).for_each(|p| rope.append(p, 20, &mut cos, &mut sin));
             assert!(cos == want_cos && sin == want_sin, "{:?}", config.rope_scaling);
         }
+    }
+
+    #[test]
+    fn heads_are_reordered_for_rotary_pairs() {
+        assert_eq!(head_order(&[8, 0], 4, true), [8, 10, 9, 11, 0, 2, 1, 3]);
+        assert_eq!(head_order(&[4], 4, false), [4, 5, 6, 7]);
     }
 }

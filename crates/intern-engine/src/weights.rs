@@ -10,8 +10,7 @@ use std::any::Any;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use intern_format::adapter::Adapter;
+use anyhow::{Context, Result, ensure};
 use intern_format::checkpoint::{Checkpoint, DType};
 use intern_kernels::matmul::{MatrixRef, Part, Weight};
 use intern_kernels::packed::Packed;
@@ -19,8 +18,8 @@ use intern_kernels::pool::Pool;
 use intern_kernels::quant::BlockType;
 use intern_model::ModelConfig;
 use intern_model::weights::{QkvNames, layer_names, outer_names};
-use rayon::prelude::*;
 
+use crate::adapter::AdapterFile;
 use crate::packed4::Packed4;
 
 /// Bytes that stay where they are: their own, or part of something mapped.
@@ -207,7 +206,7 @@ pub(crate) fn load_checkpoint(
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
     let adapter = match adapter {
-        Some(path) => Some(Merge::open(path)?),
+        Some(path) => Some(AdapterFile::open(path)?),
         None => None,
     };
     let source = Source { dir, pool, checkpoint: &checkpoint, adapter };
@@ -297,7 +296,7 @@ struct Source<'a> {
     dir: &'a Path,
     pool: Option<&'a Pool>,
     checkpoint: &'a Arc<Checkpoint>,
-    adapter: Option<Merge>,
+    adapter: Option<AdapterFile>,
 }
 
 impl Source<'_> {
@@ -363,80 +362,4 @@ impl Source<'_> {
 
 pub(crate) fn f32_bytes(values: &[f32]) -> Bytes {
     Bytes::owned(bytemuck::cast_slice(values).to_vec())
-}
-
-/// A PEFT adapter to add to the base matrices.
-struct Merge {
-    path: std::path::PathBuf,
-    adapter: Adapter,
-    used: std::cell::RefCell<std::collections::BTreeSet<String>>,
-}
-
-impl Merge {
-    fn open(path: &Path) -> Result<Self> {
-        let adapter = intern_format::adapter::open(path)?;
-        let unsupported = [
-            (adapter.config.use_dora, "DoRA"),
-            (adapter.config.fan_in_fan_out, "fan_in_fan_out"),
-            (adapter.config.bias != "none", "trained biases"),
-            (adapter.config.modules_to_save.as_ref().is_some_and(|m| !m.is_empty()), "modules_to_save"),
-        ];
-        if let Some((_, what)) = unsupported.iter().find(|(found, _)| *found) {
-            bail!(
-                "{}: adapters with {what} are not supported\nhint: merge it with PEFT first",
-                path.display()
-            );
-        }
-        if adapter.file.names().next().is_none() {
-            bail!("{}: the adapter holds no tensors", path.display());
-        }
-        Ok(Self { path: path.to_path_buf(), adapter, used: Default::default() })
-    }
-
-    /// Whether the adapter changes `module`.
-    fn touches(&self, module: &str) -> bool {
-        self.adapter.file.contains(&format!("base_model.model.{module}.lora_A.weight"))
-    }
-
-    /// `scale * B A` for `module`, `(rows, cols)`, if the adapter has it.
-    fn delta(&self, module: &str, rows: usize, cols: usize) -> Result<Option<Vec<f32>>> {
-        let name = |which: &str| format!("base_model.model.{module}.{which}.weight");
-        let (name_a, name_b) = (name("lora_A"), name("lora_B"));
-        if !self.adapter.file.contains(&name_a) {
-            return Ok(None);
-        }
-        let (a, b) = (self.adapter.file.tensor(&name_a)?, self.adapter.file.tensor(&name_b)?);
-        let r = self.adapter.config.r;
-        for (name, found, expected) in [(&name_a, &a.shape, [r, cols]), (&name_b, &b.shape, [rows, r])] {
-            ensure!(
-                *found == expected,
-                "{}: tensor {name} has shape {found:?}, expected {expected:?}\n\
-                 hint: does the adapter belong to this base model?",
-                self.path.display()
-            );
-        }
-        let (a, b, scale) = (a.to_f32(), b.to_f32(), self.adapter.config.scale() as f32);
-        let mut delta = vec![0.0f32; rows * cols];
-        delta.par_chunks_exact_mut(cols).zip(b.par_chunks_exact(r)).for_each(|(row, b)| {
-            for (&b, a) in b.iter().zip(a.chunks_exact(cols)) {
-                row.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
-            }
-            row.iter_mut().for_each(|d| *d *= scale);
-        });
-        self.used.borrow_mut().extend([name_a, name_b]);
-        Ok(Some(delta))
-    }
-
-    /// A tensor nobody asked for means the adapter is for another model.
-    fn check_all_used(&self) -> Result<()> {
-        let used = self.used.borrow();
-        if let Some(name) = self.adapter.file.names().find(|n| !used.contains(*n)) {
-            bail!(
-                "{}: tensor {name} fits no projection of the base model\n\
-                 hint: does the adapter belong to this base model?",
-                self.path.display()
-            );
-        }
-        Ok(())
-    }
 }

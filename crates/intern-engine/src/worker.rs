@@ -2,7 +2,7 @@
 //!
 //! Takes submissions between steps, hands out events after each. A panic in a step fails the
 //! requests of that step and nothing else; a listener that is gone cancels its request, a
-//! deadline that has passed ends it.
+//! deadline that has passed ends it, both in the middle of a step too.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +14,7 @@ use intern_tokenizer::Tokenizer;
 
 use crate::active::{Active, End, Outcome, Vocabulary};
 use crate::check::Limits;
+use crate::compute::Computed;
 use crate::draft::Drafter;
 use crate::engine::{EngineRequest, Event, Listener, Stats};
 use crate::prepare::Prepared;
@@ -105,7 +106,9 @@ impl Worker {
             Some(from) => from - 1,
             None => usize::MAX,
         };
-        sequence.salt = self.dynamic_rope.filter(|&len| n > len).map_or(0, |_| n as u64);
+        let rope = self.dynamic_rope.filter(|&len| n > len).map_or(0, |_| n as u64);
+        let adapter = prepared.adapter.map_or(0, |adapter| adapter as u64 + 1);
+        sequence.salt = adapter << 40 | rope;
         self.scheduler.add(sequence);
         let guesses = self.drafter.as_ref().map_or(self.prompt_lookup, |drafter| drafter.most);
         let active = Active::new(request, prepared, listener, &self.tokenizer, opening, guesses);
@@ -129,20 +132,29 @@ impl Worker {
         self.pace();
         let mut chunks = self.scheduler.schedule();
         self.visit_waiting(&chunks);
+        // Rows of one adapter are computed together.
+        chunks.sort_by_key(|c| self.state.requests.get(&c.id).and_then(|active| active.prepared.adapter));
         self.state.stats.steps += 1;
+        self.publish();
         #[cfg(debug_assertions)]
         self.scheduler.check_integrity();
         let start = Instant::now();
-        let outcomes = catch_unwind(AssertUnwindSafe(|| {
+        let computed = catch_unwind(AssertUnwindSafe(|| {
             self.draft(&mut chunks);
             let masks = self.masks(&mut chunks);
             self.compute(&chunks, &masks)
         }));
-        match outcomes {
-            Ok(outcomes) => {
-                self.measure(&chunks, start.elapsed());
+        match computed {
+            Ok(Computed { outcomes, gone }) => {
+                if gone.is_empty() {
+                    self.measure(&chunks, start.elapsed());
+                }
+                for &id in &gone {
+                    let is_late = self.state.requests.get(&id).is_some_and(|r| r.is_late(Instant::now()));
+                    self.end(id, if is_late { End::Expired } else { End::Gone });
+                }
                 let mut outcomes = outcomes.into_iter().peekable();
-                for chunk in &chunks {
+                for chunk in chunks.iter().filter(|c| !gone.contains(&c.id)) {
                     let mine =
                         std::iter::from_fn(|| outcomes.next_if(|(id, _)| *id == chunk.id).map(|o| o.1));
                     let mine: Vec<Outcome> = mine.collect();
@@ -163,9 +175,8 @@ impl Worker {
     /// Ends what is past its deadline.
     fn expire(&mut self) {
         let now = Instant::now();
-        let is_late = |active: &Active| active.request.deadline.is_some_and(|deadline| now >= deadline);
-        let late: Vec<SeqId> =
-            self.state.requests.iter().filter(|(_, active)| is_late(active)).map(|(&id, _)| id).collect();
+        let late = self.state.requests.iter().filter(|(_, active)| active.is_late(now));
+        let late: Vec<SeqId> = late.map(|(&id, _)| id).collect();
         late.into_iter().for_each(|id| self.end(id, End::Expired));
     }
 
@@ -173,12 +184,9 @@ impl Worker {
     fn visit_waiting(&mut self, chunks: &[Chunk]) {
         let mut gone = Vec::new();
         for (&id, active) in &mut self.state.requests {
-            if active.heard.elapsed() > SILENCE && chunks.iter().all(|c| c.id != id) {
-                let total = active.request.tokens.len();
-                let done = self.scheduler.sequence(id).map_or(0, |s| s.computed.min(total));
-                if !active.tell(Event::Prefill { done, total }) {
-                    gone.push(id);
-                }
+            let is_silent = active.heard.elapsed() > SILENCE && chunks.iter().all(|c| c.id != id);
+            if is_silent && !active.tell(Event::Ping) {
+                gone.push(id);
             }
         }
         gone.into_iter().for_each(|id| self.end(id, End::Gone));
@@ -320,7 +328,7 @@ mod tests {
         let mut texts = std::iter::repeat_n("one two three".to_owned(), 3);
         Worker {
             drafter: None,
-            runner: Runner::new(weights, Pool::new(2).unwrap(), 16, 16, KvType::F32),
+            runner: Runner::new(weights, vec![], Pool::new(2).unwrap(), 16, 16, KvType::F32),
             scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32, true),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),
             eos_ids: vec![],

@@ -35,7 +35,7 @@ fn ask(engine: &Engine, grammar: Grammar, sampling: Sampling) -> Result<Answer, 
             }
             Event::Error(message) => return Err(message),
             Event::Expired => return Err("expired".into()),
-            Event::Prefill { .. } => {}
+            Event::Ping | Event::Prefill { .. } => {}
         }
     }
     answer.steps = engine.stats().steps - before;

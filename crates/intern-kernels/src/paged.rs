@@ -7,17 +7,17 @@
 //!
 //! Legend: `H` query heads, `G` key/value heads, `D` head width, `S` block size.
 
+mod cache;
+
 use std::array::from_fn;
 use std::cell::Cell;
 use std::ops::Range;
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-use half::vec::HalfBitsVecExt;
-
 use crate::multiversion;
 use crate::ops::softmax;
 use crate::pool::{Pool, Shareable};
+
+pub use cache::{KvElement, LayerCache, NewRow, rounded, store};
 
 /// Sizes shared by all rows.
 #[derive(Clone, Copy, Debug)]
@@ -61,88 +61,6 @@ pub struct Row<'a> {
     pub position: usize,
 }
 
-/// What a cache may hold.
-pub trait KvElement: Copy + Send + Sync {
-    /// `n` zeros in pages that are only mapped when first written.
-    fn zeros(n: usize) -> Vec<Self>;
-    /// Rounds to the stored type.
-    fn from_f32(x: f32) -> Self;
-    /// `values` as f32, through `scratch` where they are not already.
-    fn widen<'a>(values: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
-}
-
-impl KvElement for f32 {
-    fn zeros(n: usize) -> Vec<Self> {
-        vec![0.0; n]
-    }
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    fn widen<'a>(values: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
-        values
-    }
-}
-
-impl KvElement for f16 {
-    fn zeros(n: usize) -> Vec<Self> {
-        vec![0u16; n].reinterpret_into()
-    }
-    fn from_f32(x: f32) -> Self {
-        f16::from_f32(x)
-    }
-    fn widen<'a>(values: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        scratch.resize(values.len(), 0.0);
-        values.convert_to_f32_slice(scratch);
-        scratch
-    }
-}
-
-/// One token whose key and value are to be stored.
-#[derive(Clone, Copy, Debug)]
-pub struct NewRow<'a> {
-    /// Holds the G keys and values somewhere, see `offsets` of [`store`].
-    pub kv: &'a [f32],
-    /// Blocks of the sequence; covers `position`.
-    pub table: &'a [u32],
-    /// Index in the sequence.
-    pub position: usize,
-}
-
-/// Stores keys and values of new positions; `keys` and `values` are the whole layer's cache.
-///
-/// Key of head `g` of a row is `kv[offsets.0[g]..][..D]`, its value `kv[offsets.1[g]..][..D]`.
-pub fn store<T: KvElement>(
-    pool: &Pool,
-    shape: &Shape,
-    (keys, values): (&mut [T], &mut [T]),
-    rows: &[NewRow],
-    offsets: (&[usize], &[usize]),
-) {
-    let (d, s, len) = (shape.head_dim, shape.block_size, shape.block_len());
-    let blocks = keys.len().min(values.len()) / len;
-    assert!(rows.iter().all(|r| (r.table[r.position / s] as usize) < blocks), "blocks lie in the cache");
-    let (keys, values) = (Shareable(keys.as_mut_ptr()), Shareable(values.as_mut_ptr()));
-    let one = |head: usize| {
-        for row in rows {
-            let (block, slot) = (row.table[row.position / s] as usize, row.position % s);
-            let base = block * len + head * d * s;
-            let (k, v) = (&row.kv[offsets.0[head]..][..d], &row.kv[offsets.1[head]..][..d]);
-            for i in 0..d {
-                // SAFETY: inside the block, which is inside the cache; heads do not share elements.
-                unsafe {
-                    *keys.get().add(base + i * s + slot) = T::from_f32(k[i]);
-                    *values.get().add(base + slot * d + i) = T::from_f32(v[i]);
-                }
-            }
-        }
-    };
-    if rows.len() < 8 {
-        (0..shape.num_kv_heads).for_each(one);
-    } else {
-        pool.run(shape.num_kv_heads, one);
-    }
-}
-
 /// Work (multiply-adds) below which a second thread costs more than it brings.
 const SERIAL_MACS: usize = 100_000;
 
@@ -153,7 +71,7 @@ const SERIAL_MACS: usize = 100_000;
 pub fn attention<T: KvElement>(
     pool: &Pool,
     shape: &Shape,
-    (keys, values): (&[T], &[T]),
+    cache: &LayerCache<T>,
     rows: &[Row],
     offsets: &[usize],
     out: &mut [f32],
@@ -183,7 +101,7 @@ pub fn attention<T: KvElement>(
         let (tile, group) = (i / groups, i % groups);
         let heads = &offsets[group * per_group..][..per_group];
         let mut scratch = SCRATCH.take();
-        tile_attention(shape, (keys, values), tiles[tile], heads, group, &mut scratch);
+        tile_attention(shape, cache, tiles[tile], heads, group, &mut scratch);
         for (r, attended) in scratch.attended.chunks_exact(per_group * d).enumerate() {
             let at = (starts[tile] + r) * width + group * per_group * d;
             // SAFETY: tiles do not share rows, groups do not share columns, all in `out`.
@@ -229,7 +147,7 @@ thread_local! {
 /// `(rows, H / G, D)`.
 fn tile_attention<T: KvElement>(
     shape: &Shape,
-    (keys, values): (&[T], &[T]),
+    cache: &LayerCache<T>,
     rows: &[Row],
     heads: &[usize],
     group: usize,
@@ -251,7 +169,7 @@ fn tile_attention<T: KvElement>(
     let q = |i: usize| &rows[i / heads.len()].q[heads[i % heads.len()]..][..d];
     scores.resize(queries * padded, 0.0);
     for b in first_block..=last_block {
-        let k = T::widen(&keys[span(b)], block); // (D, S)
+        let k = T::widen(&cache.keys[span(b)], block); // (D, S)
         let at = (b - first_block) * s;
         in_tiles(queries, |i, n| match n {
             1 => score_1([q(i)], k, shape.scale, &mut scores[i * padded + at..], padded),
@@ -260,6 +178,16 @@ fn tile_attention<T: KvElement>(
             _ => score_8(from_fn(|j| q(i + j)), k, shape.scale, &mut scores[i * padded + at..], padded),
         });
     }
+    // Scores of vectors that were divided by a scale, and shares of such values.
+    let rescale = |scales: &[f32], scores: &mut [f32]| {
+        for b in (first_block..=last_block).filter(|_| T::SCALED) {
+            let (scales, at) = (cache.scales_of(shape, scales, table[b], group), (b - first_block) * s);
+            for scores in scores.chunks_exact_mut(padded) {
+                scores[at..at + s].iter_mut().zip(scales).for_each(|(score, scale)| *score *= scale);
+            }
+        }
+    };
+    rescale(&cache.key_scales, scores);
     // What row `i / H * G` sees, counted from the first block's start.
     let visible = |i: usize| {
         let position = rows[i / heads.len()].position;
@@ -268,10 +196,11 @@ fn tile_attention<T: KvElement>(
     for (i, scores) in scores.chunks_exact_mut(padded).enumerate() {
         softmax(&mut scores[visible(i)]);
     }
+    rescale(&cache.value_scales, scores);
     attended.clear();
     attended.resize(queries * d, 0.0);
     for b in first_block..=last_block {
-        let v = T::widen(&values[span(b)], block); // (S, D)
+        let v = T::widen(&cache.values[span(b)], block); // (S, D)
         let at = (b - first_block) * s;
         // The part of this block that query `i` sees.
         let part = |i: usize| {
@@ -417,19 +346,30 @@ pub fn reference(shape: &Shape, q: &[f32], keys: &[f32], values: &[f32], positio
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
     use crate::rng::Rng;
 
-    /// A sequence of `t` tokens in scattered blocks: every row at once, then each alone.
+    /// A sequence of `t` random tokens; see [`check_cache`].
     fn check<T: KvElement>(shape: Shape, t: usize, tolerance: f32) {
         let mut rng = Rng::new(t as u64, 4);
         let mut random = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.normal() as f32).collect() };
         let (d, g, h) = (shape.head_dim, shape.num_kv_heads, shape.num_heads);
         let (q, k, v) = (random(t * h * d), random(t * g * d), random(t * g * d));
+        check_cache::<T>(shape, (&q, &k, &v), tolerance);
+    }
+
+    /// Queries `(T, H, D)`, keys and values `(T, G, D)` of a sequence in scattered blocks: every row
+    /// at once, then each alone. The kernels are near the plain version over what the cache holds,
+    /// and within `tolerance` of the plain version over what was put in.
+    #[track_caller]
+    fn check_cache<T: KvElement>(shape: Shape, (q, k, v): (&[f32], &[f32], &[f32]), tolerance: f32) {
+        let (d, g, h) = (shape.head_dim, shape.num_kv_heads, shape.num_heads);
+        let t = q.len() / (h * d);
         let blocks = t.div_ceil(shape.block_size);
         let table: Vec<u32> = (0..blocks as u32).rev().map(|b| 2 * b + 1).collect();
-        let size = 2 * blocks * shape.block_len();
-        let (mut keys, mut values) = (T::zeros(size), T::zeros(size));
+        let mut cache = LayerCache::<T>::new(&shape, 2 * blocks);
         let pool = Pool::new(2).unwrap();
         // A row of keys, then its values.
         let kv: Vec<Vec<f32>> =
@@ -437,20 +377,25 @@ mod tests {
         let new: Vec<NewRow> =
             kv.iter().enumerate().map(|(position, kv)| NewRow { kv, table: &table, position }).collect();
         let at: Vec<usize> = (0..2 * g).map(|i| i * d).collect();
-        store(&pool, &shape, (&mut keys, &mut values), &new, (&at[..g], &at[g..]));
+        store(&pool, &shape, &mut cache, &new, (&at[..g], &at[g..]));
         let offsets: Vec<usize> = (0..h).map(|i| i * d).collect();
         let row = |position: usize| Row { q: &q[position * h * d..][..h * d], table: &table, position };
         let rows: Vec<Row> = (0..t).map(row).collect();
         let mut out = vec![0.0; t * h * d];
-        attention(&pool, &shape, (&keys, &values), &rows, &offsets, &mut out);
+        attention(&pool, &shape, &cache, &rows, &offsets, &mut out);
+        let held = |x: &[f32]| -> Vec<f32> { x.chunks_exact(d).flat_map(rounded::<T>).collect() };
+        let (held_k, held_v) = (held(k), held(v));
+        let size = v.iter().fold(1.0f32, |max, x| max.max(x.abs()));
         for position in 0..t {
             let got = &out[position * h * d..][..h * d];
-            let want = reference(&shape, rows[position].q, &k, &v, position);
-            for (a, b) in got.iter().zip(&want) {
-                assert!((a - b).abs() < tolerance, "{shape:?} t={t} position {position}: {a} {b}");
+            let want = reference(&shape, rows[position].q, &held_k, &held_v, position);
+            let exact = reference(&shape, rows[position].q, k, v, position);
+            for ((a, b), c) in got.iter().zip(&want).zip(&exact) {
+                assert!((a - b).abs() < 2e-5 * size, "{shape:?} t={t} position {position}: {a} {b}");
+                assert!((a - c).abs() < tolerance, "{shape:?} t={t} position {position}: {a} {c}");
             }
             let mut alone = vec![0.0; h * d];
-            attention(&pool, &shape, (&keys, &values), &rows[position..=position], &offsets, &mut alone);
+            attention(&pool, &shape, &cache, &rows[position..=position], &offsets, &mut alone);
             assert!(alone == got, "position {position} differs alone");
         }
     }
@@ -465,9 +410,30 @@ mod tests {
                     for t in [1, 16, 50] {
                         check::<f32>(shape, t, 1e-5);
                         check::<f16>(shape, t, 5e-3);
+                        check::<i8>(shape, t, 6e-2);
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn eight_bits_hold_vectors_of_any_size() {
+        let shape =
+            Shape { num_heads: 2, num_kv_heads: 1, head_dim: 16, block_size: 16, window: None, scale: 0.25 };
+        let mut rng = Rng::new(1, 1);
+        let mut vectors = |sizes: &[f32], heads: usize| -> Vec<f32> {
+            let one = |&size: &f32| (0..heads * 16).map(|_| size * rng.normal() as f32).collect::<Vec<_>>();
+            sizes.iter().flat_map(one).collect()
+        };
+        // Nothing, almost nothing, and as much as a score stands.
+        let sizes = [0.0, 1e-40, 1e-30, 1.0, 30.0, 0.0, 1e-3, 1.0];
+        let (q, k, v) = (vectors(&[1.0; 8], 2), vectors(&sizes, 1), vectors(&sizes, 1));
+        check_cache::<i8>(shape, (&q, &k, &v), 3.0);
+        // One outlier per vector: the rest rounds to what the outlier leaves.
+        let mut k = vectors(&[0.1; 8], 1);
+        k.iter_mut().step_by(16).for_each(|x| *x = 12.7);
+        check_cache::<i8>(shape, (&q, &k, &vectors(&[1.0; 8], 1)), 0.5);
+        assert_eq!(rounded::<i8>(&[12.7, 0.04, -0.06, 0.0]), [12.7, 0.0, -0.1, 0.0]);
     }
 }

@@ -243,6 +243,9 @@ impl Server {
         let engine = Engine::load(&config.model, config.adapter.as_deref(), &config.engine)
             .with_context(|| format!("loading {}", config.model.display()))?;
         let app = Arc::new(App::new(engine, config));
+        if app.engine.adapters().contains(&app.name) {
+            anyhow::bail!("the model and an adapter are both called {}\nhint: rename one", app.name);
+        }
         let router = app::router(app.clone(), &config.cors_origins)?;
         let drain = Duration::from_secs(config.drain_seconds);
         let threads = config.engine.max_num_seqs.saturating_add(config.max_queue).saturating_add(64);

@@ -82,7 +82,7 @@ pub(crate) fn run_local(engine: &Engine, prompts: Vec<Vec<u32>>, n: usize) -> Re
                 Event::Done { .. } => is_done = true,
                 Event::Error(message) => bail!(message),
                 Event::Expired => anyhow::bail!("the deadline has passed"),
-                Event::Prefill { .. } | Event::Token { .. } => {}
+                Event::Ping | Event::Prefill { .. } | Event::Token { .. } => {}
             }
         }
         anyhow::ensure!(is_done, "the engine stopped in the middle of a request");

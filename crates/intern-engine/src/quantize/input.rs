@@ -14,6 +14,7 @@ use intern_tokenizer::Tokenizer;
 use super::types::Facts;
 use crate::gguf_model::{self, EOS_IDS, block_type, is_interleaved};
 use crate::packed4::Packed4;
+use crate::rope::head_order;
 use crate::weights::{HeadOffsets, checkpoint_eos_ids};
 
 /// The tensor of Llama 3's rotary scaling.
@@ -332,12 +333,6 @@ fn of_checkpoint(config: &ModelConfig) -> Vec<Tensor> {
     out
 }
 
-/// Source rows of heads starting at `heads`, each reordered for rotary pairs `(2i, 2i + 1)` if asked.
-fn head_order(heads: &[usize], d: usize, interleave: bool) -> Vec<usize> {
-    let within = |i: usize| if interleave { i % 2 * (d / 2) + i / 2 } else { i };
-    heads.iter().flat_map(|&start| (0..d).map(move |i| start + within(i))).collect()
-}
-
 /// Fills the vocabulary up to the model's rows; llama.cpp wants one token per row.
 fn pad_vocabulary(key: &str, value: Value, vocab_size: usize) -> Value {
     /// "Unused" in llama.cpp's token types.
@@ -356,16 +351,5 @@ fn pad_vocabulary(key: &str, value: Value, vocab_size: usize) -> Value {
             Value::Array(Array::I32(types))
         }
         (_, value) => value,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn heads_are_reordered_for_rotary_pairs() {
-        assert_eq!(head_order(&[8, 0], 4, true), [8, 10, 9, 11, 0, 2, 1, 3]);
-        assert_eq!(head_order(&[4], 4, false), [4, 5, 6, 7]);
     }
 }

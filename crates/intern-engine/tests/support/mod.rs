@@ -125,7 +125,7 @@ pub fn collect(events: std::sync::mpsc::Receiver<Event>) -> Result<Vec<u32>, Str
             Event::Done { .. } => return Ok(tokens),
             Event::Error(message) => return Err(message),
             Event::Expired => return Err("expired".to_owned()),
-            Event::Prefill { .. } => {}
+            Event::Ping | Event::Prefill { .. } => {}
         }
     }
     Err("the channel closed without an end".to_owned())

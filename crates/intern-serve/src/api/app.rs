@@ -53,6 +53,15 @@ pub(super) struct App {
     stopping: AtomicBool,
 }
 
+/// Who answers a request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Served {
+    /// As the client knows it.
+    pub name: String,
+    /// One of the engine's adapters; the model itself if absent.
+    pub adapter: Option<String>,
+}
+
 impl App {
     pub fn new(engine: Engine, config: &ApiConfig) -> Self {
         let stem = config.model.canonicalize().unwrap_or_else(|_| config.model.clone());
@@ -123,13 +132,23 @@ impl App {
         )
     }
 
-    /// Accepts the served name, the model's path, or no name at all.
-    pub fn check_model(&self, asked: Option<&str>) -> Result<(), ApiError> {
+    /// Whom a request asks: an adapter by its name, or the model itself by the served name, by its
+    /// path, or by no name at all.
+    pub fn check_model(&self, asked: Option<&str>) -> Result<Served, ApiError> {
+        let model = Served { name: self.name.clone(), adapter: None };
         match asked {
-            None | Some("") => Ok(()),
-            Some(name) if name == self.name || std::path::Path::new(name) == self.path => Ok(()),
-            Some(name) => Err(ApiError::model_not_found(name, &self.name)),
+            None | Some("") => Ok(model),
+            Some(name) if name == self.name || std::path::Path::new(name) == self.path => Ok(model),
+            Some(name) if self.engine.adapters().iter().any(|a| a == name) => {
+                Ok(Served { name: name.to_owned(), adapter: Some(name.to_owned()) })
+            }
+            Some(name) => Err(ApiError::model_not_found(name, &self.names().join("`, `"))),
         }
+    }
+
+    /// Names a request may ask for.
+    fn names(&self) -> Vec<&str> {
+        std::iter::once(&self.name).chain(self.engine.adapters()).map(String::as_str).collect()
     }
 
     /// Takes special tokens out of a piece of text.
@@ -144,9 +163,9 @@ impl App {
         text
     }
 
-    fn card(&self) -> ModelCard {
+    fn card(&self, name: &str) -> ModelCard {
         ModelCard {
-            id: self.name.clone(),
+            id: name.to_owned(),
             object: "model".into(),
             created: self.started,
             owned_by: "intern".into(),
@@ -232,10 +251,10 @@ async fn openapi() -> Response {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
-    Json(ModelList { object: "list".into(), data: vec![app.card()] })
+    let data = app.names().into_iter().map(|name| app.card(name)).collect();
+    Json(ModelList { object: "list".into(), data })
 }
 
 async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
-    app.check_model(Some(&id))?;
-    Ok(Json(app.card()))
+    Ok(Json(app.card(&app.check_model(Some(&id))?.name)))
 }

@@ -25,7 +25,7 @@ pub(super) async fn handle(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<ChatCompletionRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(body.common.model.as_deref())?;
+    let served = app.check_model(body.common.model.as_deref())?;
     let n = body.common.n()?;
     let ticket = app.gate.enter(n, &app.metrics)?;
     let planner = app.clone();
@@ -35,7 +35,7 @@ pub(super) async fn handle(
         Ok(Plan {
             id: planner.id("chatcmpl", number),
             created: unix_time(),
-            turn: Turn::new(&planner, request, body.common.seed, number, deadline)?,
+            turn: Turn::new(&planner, served, request, body.common.seed, number, deadline)?,
             n,
             stream: body.common.stream.unwrap_or(false),
             include_usage: body.common.stream_options.unwrap_or_default().include_usage,
@@ -70,14 +70,8 @@ impl Plan {
         (0..self.n).map(|i| self.turn.job(i)).collect()
     }
 
-    fn frame(
-        &self,
-        app: &App,
-        object: &str,
-        choices: Vec<ChatChoice>,
-        usage: Option<WireUsage>,
-    ) -> ChatCompletion {
-        let (id, model) = (self.id.clone(), app.name.clone());
+    fn frame(&self, object: &str, choices: Vec<ChatChoice>, usage: Option<WireUsage>) -> ChatCompletion {
+        let (id, model) = (self.id.clone(), self.turn.served.name.clone());
         ChatCompletion { id, object: object.into(), created: self.created, model, choices, usage }
     }
 
@@ -140,7 +134,7 @@ fn whole(app: &App, plan: &Plan, is_gone: &dyn Fn() -> bool) -> Result<ChatCompl
         }
         choice.finish_reason.get_or_insert_with(|| write_finish(FinishReason::Stop).into());
     }
-    Ok(plan.frame(app, "chat.completion", choices, Some(plan.usage(spent))))
+    Ok(plan.frame("chat.completion", choices, Some(plan.usage(spent))))
 }
 
 /// An assistant's message on the wire.
@@ -160,8 +154,7 @@ fn message(whole: Whole) -> Value {
 }
 
 fn stream(app: &App, plan: &Plan, events: &Events) -> Result<(), ApiError> {
-    let send =
-        |choice: ChatChoice| events.send(&plan.frame(app, "chat.completion.chunk", vec![choice], None));
+    let send = |choice: ChatChoice| events.send(&plan.frame("chat.completion.chunk", vec![choice], None));
     let chunk =
         |index: usize, delta: Delta| ChatChoice { index, delta: Some(delta), ..ChatChoice::default() };
     for index in 0..plan.n {
@@ -204,7 +197,7 @@ fn stream(app: &App, plan: &Plan, events: &Events) -> Result<(), ApiError> {
     })?;
     let usage = plan.usage(spent);
     if plan.include_usage {
-        events.send(&plan.frame(app, "chat.completion.chunk", Vec::new(), Some(usage)));
+        events.send(&plan.frame("chat.completion.chunk", Vec::new(), Some(usage)));
     }
     Ok(())
 }

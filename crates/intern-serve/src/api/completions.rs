@@ -16,7 +16,7 @@ use intern_lm::wire::{
 use intern_lm::{Sampling, TokenLogprob, Usage};
 use intern_tokenizer::Tokenizer;
 
-use super::app::{App, unix_time};
+use super::app::{App, Served, unix_time};
 use super::body::{Incoming, off_thread, stream_off_thread};
 use super::error::ApiError;
 use super::gate::Ticket;
@@ -30,9 +30,9 @@ pub(super) async fn handle(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<CompletionRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(body.common.model.as_deref())?;
+    let served = app.check_model(body.common.model.as_deref())?;
     let planner = app.clone();
-    let plan = off_thread(move |_| Plan::new(&planner, body, deadline)).await?;
+    let plan = off_thread(move |_| Plan::new(&planner, served, body, deadline)).await?;
     if plan.stream {
         let (events, response) = sse::channel(Dialect::Completions);
         stream_off_thread(events, move |events| stream(&app, &plan, events));
@@ -54,6 +54,7 @@ struct PromptPlan {
 
 /// A request, checked and tokenized.
 struct Plan {
+    served: Served,
     id: String,
     created: u64,
     prompts: Vec<PromptPlan>,
@@ -68,7 +69,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(app: &App, body: CompletionRequest, deadline: Option<Instant>) -> Result<Self, ApiError> {
+    fn new(
+        app: &App,
+        served: Served,
+        body: CompletionRequest,
+        deadline: Option<Instant>,
+    ) -> Result<Self, ApiError> {
         body.check_unknown()?;
         let mut sampling = body.common.sampling(16)?;
         let n = body.common.n()?;
@@ -110,6 +116,7 @@ impl Plan {
             Ok(PromptPlan { tokens: Arc::new(tokens), sampling, text, spans })
         });
         let plan = Self {
+            served,
             id: app.id("cmpl", number),
             created: unix_time(),
             prompts: prompts.collect::<Result<_, ApiError>>()?,
@@ -138,6 +145,7 @@ impl Plan {
                     sampling: Sampling { seed, ..prompt.sampling.clone() },
                     prompt_logprobs: self.logprobs.filter(|_| self.echo),
                     deadline: self.deadline,
+                    adapter: self.served.adapter.clone(),
                     ..Job::default()
                 });
             }
@@ -149,13 +157,8 @@ impl Plan {
         (0..self.prompts.len() * self.n).map(|_| Answer::default()).collect()
     }
 
-    fn frame(
-        &self,
-        app: &App,
-        choices: Vec<CompletionChoice>,
-        usage: Option<WireUsage>,
-    ) -> CompletionResponse {
-        let (id, model) = (self.id.clone(), app.name.clone());
+    fn frame(&self, choices: Vec<CompletionChoice>, usage: Option<WireUsage>) -> CompletionResponse {
+        let (id, model) = (self.id.clone(), self.served.name.clone());
         CompletionResponse {
             id,
             object: "text_completion".into(),
@@ -336,7 +339,7 @@ fn whole(app: &App, plan: &Plan, is_gone: &dyn Fn() -> bool) -> Result<Completio
         }
     }
     let completion_tokens = answers.iter().map(|a| a.completion_tokens).sum();
-    Ok(plan.frame(app, choices, Some(plan.usage(completion_tokens))))
+    Ok(plan.frame(choices, Some(plan.usage(completion_tokens))))
 }
 
 /// Adds a part to the whole.
@@ -360,13 +363,13 @@ fn stream(app: &App, plan: &Plan, events: &Events) -> Result<(), ApiError> {
     let mut answers = plan.answers();
     generate::run(app, plan.jobs(), &|| events.is_closed(), |i, update| {
         for part in plan.parts(i, &mut answers[i], update) {
-            events.send(&plan.frame(app, vec![part], None));
+            events.send(&plan.frame(vec![part], None));
         }
         Flow::Go
     })?;
     let usage = plan.usage(answers.iter().map(|a| a.completion_tokens).sum());
     if plan.include_usage {
-        events.send(&plan.frame(app, Vec::new(), Some(usage)));
+        events.send(&plan.frame(Vec::new(), Some(usage)));
     }
     Ok(())
 }

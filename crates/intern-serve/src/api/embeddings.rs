@@ -21,7 +21,7 @@ pub(super) async fn handle(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<EmbeddingRequest>,
 ) -> Result<Json<Value>, ApiError> {
-    app.check_model(body.model.as_deref())?;
+    let served = app.check_model(body.model.as_deref())?;
     body.check_unknown()?;
     let is_base64 = match body.encoding_format.as_deref() {
         None | Some("float") => false,
@@ -48,7 +48,8 @@ pub(super) async fn handle(
         for (tokens, _) in texts {
             let mut sampling = Sampling { max_tokens: 0, ..Sampling::default() };
             generate::fit(&app, &tokens, &mut sampling, "input")?;
-            jobs.push(Job { tokens: Arc::new(tokens), sampling, embed: true, deadline, ..Job::default() });
+            let (tokens, adapter) = (Arc::new(tokens), served.adapter.clone());
+            jobs.push(Job { tokens, sampling, embed: true, deadline, adapter, ..Job::default() });
         }
         let mut data = vec![Value::Null; jobs.len()];
         let mut prompt_tokens = 0;
@@ -64,7 +65,7 @@ pub(super) async fn handle(
             Flow::Go
         })?;
         let usage = json!({ "prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens });
-        Ok(Json(json!({ "object": "list", "data": data, "model": app.name, "usage": usage })))
+        Ok(Json(json!({ "object": "list", "data": data, "model": served.name, "usage": usage })))
     })
     .await
 }

@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub embed: bool,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// The adapter that answers, if it is not the model itself.
+    pub adapter: Option<String>,
 }
 
 impl Job {
@@ -40,6 +42,7 @@ impl Job {
             score_top: self.prompt_logprobs.unwrap_or(0),
             embed: self.embed,
             deadline: self.deadline,
+            adapter: self.adapter.clone(),
             ..EngineRequest::new(self.tokens.to_vec(), self.sampling.clone())
         }
     }
@@ -145,6 +148,7 @@ pub(super) fn run(
             continue; // sent before the job was stopped
         }
         match event {
+            Event::Ping => {}
             Event::Prefill { .. } => clock.prefill(app),
             Event::Token { id, text, logprob } => {
                 clock.token(app);

@@ -22,7 +22,7 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<MessagesRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(body.model.as_deref())?;
+    let served = app.check_model(body.model.as_deref())?;
     if body.max_tokens.is_none_or(|m| m < 1) {
         return Err(Invalid::new("max_tokens", "max_tokens is missing or below 1").into());
     }
@@ -32,7 +32,7 @@ pub(super) async fn create(
     let plan = off_thread(move |_| {
         let number = planner.next_request();
         let stops = body.stop_sequences.clone().unwrap_or_default();
-        let turn = Turn::new(&planner, body.to_request()?, body.seed, number, deadline)?;
+        let turn = Turn::new(&planner, served, body.to_request()?, body.seed, number, deadline)?;
         Ok(Plan { id: planner.id("msg", number).replace('-', "_"), turn, stops, _ticket: ticket })
     })
     .await?;
@@ -51,9 +51,9 @@ pub(super) async fn count_tokens(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<MessagesRequest>,
 ) -> Result<Json<Value>, ApiError> {
-    app.check_model(body.model.as_deref())?;
+    let served = app.check_model(body.model.as_deref())?;
     off_thread(move |_| {
-        let turn = Turn::new(&app, body.to_request()?, Some(0), 0, deadline)?;
+        let turn = Turn::new(&app, served, body.to_request()?, Some(0), 0, deadline)?;
         Ok(Json(json!({ "input_tokens": turn.tokens.len() })))
     })
     .await
@@ -74,7 +74,7 @@ fn run(
     is_gone: &dyn Fn() -> bool,
 ) -> Result<Value, ApiError> {
     let mut message = json!({
-        "id": plan.id, "type": "message", "role": "assistant", "model": app.name, "content": [],
+        "id": plan.id, "type": "message", "role": "assistant", "model": plan.turn.served.name, "content": [],
         "stop_reason": null, "stop_sequence": null, "usage": usage(plan.turn.tokens.len(), 0, 0),
     });
     let mut blocks = Blocks { events, all: Vec::new(), is_open: false };

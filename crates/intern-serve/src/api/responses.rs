@@ -29,7 +29,7 @@ pub(super) async fn create(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<ResponsesRequest>,
 ) -> Result<Response, ApiError> {
-    app.check_model(body.common.model.as_deref())?;
+    let served = app.check_model(body.common.model.as_deref())?;
     let ticket = app.gate.enter(1, &app.metrics)?;
     let planner = app.clone();
     let plan = off_thread(move |_| {
@@ -40,20 +40,12 @@ pub(super) async fn create(
         let request = body.to_request(&messages, usize::MAX)?;
         let number = planner.next_request();
         messages.extend(body.input_messages()?);
-        let turn = Turn::new(&planner, request, body.common.seed, number, deadline).map_err(|e| {
+        let turn = Turn::new(&planner, served, request, body.common.seed, number, deadline).map_err(|e| {
             // The client calls its messages input.
             e.rename("messages", "input")
         })?;
         let id = planner.id("resp", number).replace('-', "_");
-        Ok(Plan {
-            frame: frame(&planner, &body, &id, &turn),
-            turn,
-            messages,
-            body,
-            number,
-            id,
-            _ticket: ticket,
-        })
+        Ok(Plan { frame: frame(&body, &id, &turn), turn, messages, body, number, id, _ticket: ticket })
     })
     .await?;
     if plan.body.common.stream.unwrap_or(false) {
@@ -88,7 +80,7 @@ struct Plan {
 }
 
 /// Everything of a response that is known before it is generated.
-fn frame(app: &App, body: &ResponsesRequest, id: &str, turn: &Turn) -> Value {
+fn frame(body: &ResponsesRequest, id: &str, turn: &Turn) -> Value {
     let text = body.text.clone().map_or_else(|| json!({ "format": { "type": "text" } }), Value::Object);
     json!({
         "id": id,
@@ -101,7 +93,7 @@ fn frame(app: &App, body: &ResponsesRequest, id: &str, turn: &Turn) -> Value {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata.clone().unwrap_or_else(|| json!({})),
-        "model": app.name,
+        "model": turn.served.name,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
         "previous_response_id": body.previous_response_id,
@@ -277,15 +269,15 @@ pub(super) async fn input_tokens(
     State(app): State<Arc<App>>,
     Incoming { body, deadline }: Incoming<ResponsesRequest>,
 ) -> Result<Json<Value>, ApiError> {
-    app.check_model(body.common.model.as_deref())?;
+    let served = app.check_model(body.common.model.as_deref())?;
     off_thread(move |_| {
         let earlier = match &body.previous_response_id {
             None => Vec::new(),
             Some(id) => app.responses.get(id).ok_or_else(|| unknown_previous(id))?.messages,
         };
         let request = body.to_request(&earlier, usize::MAX)?;
-        let turn =
-            Turn::new(&app, request, Some(0), 0, deadline).map_err(|e| e.rename("messages", "input"))?;
+        let turn = Turn::new(&app, served, request, Some(0), 0, deadline)
+            .map_err(|e| e.rename("messages", "input"))?;
         Ok(Json(json!({ "object": "response.input_tokens", "input_tokens": turn.tokens.len() })))
     })
     .await

@@ -13,13 +13,14 @@ use intern_lm::wire::Invalid;
 use intern_lm::{ChatRequest, Sampling, ToolChoice};
 use serde_json::Value;
 
-use super::app::App;
+use super::app::{App, Served};
 use super::error::ApiError;
 use super::generate::{self, Job};
 use super::reader::Reader;
 
 /// A conversation, checked and tokenized.
 pub(super) struct Turn {
+    pub served: Served,
     pub tokens: Arc<Vec<u32>>,
     pub sampling: Sampling,
     deadline: Option<Instant>,
@@ -38,6 +39,7 @@ impl Turn {
     /// Renders and checks a conversation; `number` tells requests without a seed apart.
     pub fn new(
         app: &App,
+        served: Served,
         request: ChatRequest,
         seed: Option<i64>,
         number: u64,
@@ -85,6 +87,7 @@ impl Turn {
         let first_call = count_calls(&messages);
         let tokens = Arc::new(tokens);
         let turn = Self {
+            served,
             tokens,
             sampling,
             deadline,
@@ -104,6 +107,7 @@ impl Turn {
             tokens: self.tokens.clone(),
             sampling: Sampling { seed: self.sampling.seed.wrapping_add(i as u64), ..self.sampling.clone() },
             deadline: self.deadline,
+            adapter: self.served.adapter.clone(),
             ..Job::default()
         }
     }

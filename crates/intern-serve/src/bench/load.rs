@@ -172,7 +172,7 @@ fn send_local(
             Event::Done { .. } => return Ok(()),
             Event::Error(message) => bail!(message),
             Event::Expired => bail!("the deadline has passed"),
-            Event::Prefill { .. } => {}
+            Event::Ping | Event::Prefill { .. } => {}
         }
     }
     bail!("the engine has stopped")

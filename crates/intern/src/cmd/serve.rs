@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use intern_engine::EngineConfig;
+use intern_engine::{EngineConfig, KvType};
 use intern_lm::Sampling;
 use intern_serve::api::ApiConfig;
 use intern_serve::chat::ChatConfig;
@@ -106,11 +106,15 @@ struct ChatArgs {
     /// Threads to compute with; 0 uses all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
+    #[arg(long, value_name = "TYPE")]
+    kv_type: Option<KvType>,
 }
 
 #[derive(Args)]
 #[command(after_help = "Examples:
   intern serve api tiny.gguf --port 8000
+  intern serve api tiny.gguf --adapter terse=runs/terse/adapter --adapter kind=runs/kind/adapter
   intern serve api --config configs/serve/api.toml --set engine.max_num_seqs=8
   curl http://127.0.0.1:8000/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 
@@ -125,9 +129,10 @@ struct ApiArgs {
     /// Overrides a setting: key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// PEFT adapter merged into the weights.
-    #[arg(long)]
-    adapter: Option<PathBuf>,
+    /// PEFT adapter: DIR is merged into the weights, NAME=DIR is served beside them to requests
+    /// whose model is NAME. May be repeated with names.
+    #[arg(long = "adapter", value_name = "[NAME=]DIR")]
+    adapters: Vec<String>,
     /// Address to listen on; 0.0.0.0 for every network interface [default: 127.0.0.1].
     #[arg(long)]
     host: Option<String>,
@@ -149,6 +154,9 @@ struct ApiArgs {
     /// Threads to compute with; 0 uses all cores.
     #[arg(long)]
     threads: Option<usize>,
+    /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
+    #[arg(long, value_name = "TYPE")]
+    kv_type: Option<KvType>,
 }
 
 #[derive(Args)]
@@ -170,6 +178,9 @@ struct LogitsArgs {
     /// Threads to compute with; 0 uses all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
+    #[arg(long, value_name = "TYPE")]
+    kv_type: Option<KvType>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -214,7 +225,7 @@ fn run_quantize(args: QuantizeArgs) -> Result<()> {
 }
 
 fn run_chat(args: ChatArgs) -> Result<()> {
-    let engine = EngineConfig { threads: args.threads, ..EngineConfig::default() };
+    let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type, ..EngineConfig::default() };
     let model = crate::model::open(&args.model, args.adapter.as_deref(), &engine)?;
     let sampling = Sampling {
         temperature: args.temperature,
@@ -249,9 +260,21 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
         keys.extend(from_environment.split(',').map(str::trim).filter(|k| !k.is_empty()).map(str::to_string));
     }
     let keys = Value::Array(keys.into_iter().map(Value::String).collect());
+    let (mut adapters, mut merged) = (Table::new(), None);
+    for adapter in args.adapters {
+        // A name has no separators, so that a path may contain the sign.
+        match adapter.split_once('=').filter(|(name, _)| !name.is_empty() && !name.contains('/')) {
+            Some((name, dir)) => drop(adapters.insert(name.to_owned(), Value::String(dir.to_owned()))),
+            None if merged.is_none() => merged = Some(Value::String(adapter)),
+            None => anyhow::bail!(
+                "two adapters cannot both be merged into the weights\n\
+                 hint: give them names, to serve them beside each other: --adapter NAME=DIR"
+            ),
+        }
+    }
     let flags = [
         ("model", args.model.map(path)),
-        ("adapter", args.adapter.map(path)),
+        ("adapter", merged),
         ("host", args.host.map(Value::String)),
         ("port", args.port.map(|p| Value::Integer(p.into()))),
         ("served_name", args.served_name.map(Value::String)),
@@ -264,10 +287,20 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
             table.insert(key.to_string(), value);
         }
     }
+    let mut engine = Table::new();
     if let Some(threads) = args.threads {
-        let engine = table.entry("engine").or_insert_with(|| Value::Table(Table::new()));
-        if let Value::Table(engine) = engine {
-            engine.insert("threads".into(), Value::Integer(threads as i64));
+        engine.insert("threads".into(), Value::Integer(threads as i64));
+    }
+    if let Some(kv_type) = args.kv_type {
+        engine.insert("kv_type".into(), Value::try_from(kv_type)?);
+    }
+    if !adapters.is_empty() {
+        engine.insert("adapters".into(), Value::Table(adapters));
+    }
+    if !engine.is_empty() {
+        let whole = table.entry("engine").or_insert_with(|| Value::Table(Table::new()));
+        if let Value::Table(whole) = whole {
+            whole.extend(engine);
         }
     }
     if !table.contains_key("model") && !args.sets.iter().any(|s| s.starts_with("model=")) {
@@ -278,7 +311,7 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
 
 fn run_logits(args: LogitsArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
-    let engine = EngineConfig { threads: args.threads, ..EngineConfig::default() };
+    let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type, ..EngineConfig::default() };
     let config = LogitsConfig { model: args.model, adapter: args.adapter, tokens: args.tokens, engine };
     let summary = logits::run(&config, &args.out)?;
     if args.json {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use intern_engine::EngineConfig;
+use intern_engine::{EngineConfig, KvType};
 use intern_serve::bench::load::{self, LoadConfig, Target};
 use intern_serve::bench::steps::{self, StepsConfig};
 use intern_serve::bench::{report, trace};
@@ -79,6 +79,9 @@ pub struct BenchArgs {
     /// Threads to compute with; 0 uses all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
+    #[arg(long, value_name = "TYPE")]
+    kv_type: Option<KvType>,
     /// Overrides a setting of the engine: key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -91,7 +94,7 @@ pub struct BenchArgs {
 pub fn run(args: BenchArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
     let engine: EngineConfig = crate::config::resolve(Table::new(), &args.sets, "--set")?;
-    let engine = EngineConfig { threads: args.threads, ..engine };
+    let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type.or(engine.kv_type), ..engine };
     match &args.model {
         Some(model) if args.requests.is_none() && args.trace.is_none() => {
             run_steps(&args, model.clone(), engine)

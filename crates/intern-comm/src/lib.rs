@@ -127,6 +127,14 @@ fn launched() -> bool {
     ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter().any(|name| size(name) > 1)
 }
 
+/// Which rank of a launcher's job this process is, known before [`world`] joins it; `None` where
+/// there are not several.
+#[must_use]
+pub fn launched_rank() -> Option<usize> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<usize>().ok());
+    launched().then(|| ["OMPI_COMM_WORLD_RANK", "PMI_RANK"].into_iter().find_map(number).unwrap_or(0))
+}
+
 impl Comm {
     /// The handle of a rank of `backend`.
     #[must_use]

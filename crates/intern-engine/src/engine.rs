@@ -11,9 +11,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use intern_format::gguf::Gguf;
-use intern_kernels::pool::Pool;
-use intern_kernels::quant::BlockType;
 use intern_lm::{FinishReason, Sampling, TokenLogprob, Usage};
 use intern_model::{ModelConfig, RopeScaling};
 use intern_tokenizer::Tokenizer;
@@ -23,11 +20,11 @@ use crate::adapter::Lora;
 use crate::block_manager::BlockManager;
 use crate::check::Limits;
 use crate::draft::Drafter;
-use crate::gguf_model;
+use crate::load::{Loaded, Opened, kv_type, load_share, ranks};
+use crate::parallel::Ranks;
 use crate::prepare::Preparer;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
-use crate::weights::{Weights, load_checkpoint};
 use crate::worker::{State, Submission, Worker};
 
 /// How an engine uses the machine.
@@ -65,6 +62,10 @@ pub struct EngineConfig {
     /// While answers are being written, prompts are read in steps of about this many
     /// milliseconds, so that the answers go on; 0 for no bound.
     pub max_step_ms: u64,
+    /// Ranks that share the model, each on its part of the threads: a matrix is cut between them, and
+    /// the tokens are those of one rank. Under an MPI launcher its processes are the ranks instead,
+    /// with `threads` each.
+    pub tensor_parallel: usize,
     /// PEFT adapters served beside the model, by name: requests choose one by its name. Their
     /// products are added in f32, whatever the model's weights are stored as.
     pub adapters: BTreeMap<String, PathBuf>,
@@ -123,6 +124,7 @@ impl Default for EngineConfig {
             draft_model: None,
             draft_tokens: 3,
             max_step_ms: 250,
+            tensor_parallel: 1,
             adapters: BTreeMap::new(),
         }
     }
@@ -282,34 +284,6 @@ struct Inner {
     stats: Arc<Mutex<Stats>>,
 }
 
-/// A model from disk.
-struct Loaded {
-    weights: Weights,
-    tokenizer: Tokenizer,
-    name: String,
-    eos_ids: Vec<u32>,
-}
-
-fn open(model: &Path, adapter: Option<&Path>, pool: Option<&Pool>) -> Result<Loaded> {
-    if model.is_file() {
-        ensure!(
-            adapter.is_none(),
-            "{}: an adapter cannot be merged into a GGUF file\n\
-             hint: serve it beside the file, by a name (`--adapter NAME=DIR` of `intern serve api`), or\n\
-             `intern tune merge` it into the checkpoint, then quantize",
-            model.display()
-        );
-        let gguf = Arc::new(Gguf::open(model)?);
-        let tokenizer = Tokenizer::from_gguf(&gguf).with_context(|| model.display().to_string())?;
-        let (weights, facts) = gguf_model::load(&gguf, pool)?;
-        let name = facts.name.unwrap_or_else(|| file_name(model));
-        return Ok(Loaded { weights, tokenizer, name, eos_ids: facts.eos_ids });
-    }
-    let (weights, facts) = load_checkpoint(model, adapter, pool)?;
-    let tokenizer = Tokenizer::from_path(model).with_context(|| model.display().to_string())?;
-    Ok(Loaded { weights, tokenizer, name: file_name(model), eos_ids: facts.eos_ids })
-}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         // Closing the channel ends the thread after the step it is in.
@@ -326,32 +300,14 @@ impl Engine {
     /// # Errors
     /// If files are missing or do not belong together; the message names them.
     pub fn load(model: &Path, adapter: Option<&Path>, config: &EngineConfig) -> Result<Self> {
-        let pool = Pool::new(config.threads).context("starting the engine's threads")?;
-        let large = open(model, adapter, (!config.f32_products).then_some(&pool))?;
-        let Some(path) = &config.draft_model else { return Self::start(large, None, pool, config) };
-        let pool_2 = Pool::new(config.threads).context("starting the engine's threads")?;
-        let small =
-            open(path, None, (!config.f32_products).then_some(&pool_2)).context("loading draft_model")?;
-        let (a, b) = (&large.tokenizer, &small.tokenizer);
-        ensure!(
-            a.vocab_size() == b.vocab_size()
-                && (0..a.vocab_size() as u32).all(|id| a.token_bytes(id) == b.token_bytes(id))
-                && small.weights.config.vocab_size >= large.weights.config.vocab_size,
-            "draft_model = {} has another vocabulary than {}\n\
-             hint: use a smaller model of the same family",
-            path.display(),
-            model.display()
-        );
-        Self::start(large, Some((small.weights, pool_2)), pool, config)
+        let ranks = ranks(model, adapter, config)?;
+        load_share(model, adapter, config, &ranks)
+            .inspect_err(|error| ranks.abandon(&format!("{error:#}")))
+            .and_then(|loaded| Self::start(loaded, ranks, config))
     }
 
-    fn start(
-        model: Loaded,
-        draft: Option<(Weights, Pool)>,
-        pool: Pool,
-        config: &EngineConfig,
-    ) -> Result<Self> {
-        let Loaded { weights, tokenizer, name, mut eos_ids } = model;
+    fn start(opened: Opened, ranks: Ranks, config: &EngineConfig) -> Result<Self> {
+        let Opened { large: Loaded { weights, tokenizer, name, mut eos_ids }, pool, draft } = opened;
         ensure!(config.block_size > 0, "block_size is 0, expected at least 1");
         ensure!(
             tokenizer.vocab_size() <= weights.config.vocab_size,
@@ -366,15 +322,18 @@ impl Engine {
             Lora::load(path, &weights).with_context(|| format!("loading the adapter {name}"))
         };
         let adapters: Vec<Lora> = config.adapters.iter().map(named).collect::<Result<_>>()?;
-        let model = weights.config.clone();
-        let kv_type = config.kv_type.unwrap_or(match weights.embedding.ty {
-            BlockType::F32 => KvType::F32,
-            _ => KvType::F16,
-        });
+        ensure!(
+            ranks.is_alone() || adapters.is_empty(),
+            "adapters cannot be served beside a model that {} ranks share\n\
+             hint: merge one (`--adapter DIR`), or set tensor_parallel = 1",
+            ranks.share().size
+        );
+        let (model, ours) = (weights.whole.clone(), weights.config.clone());
+        let kv_type = kv_type(config, &weights);
         let per_position = |model: &ModelConfig| {
             2 * model.num_layers * model.num_kv_heads * kv_type.vector_bytes(model.head_dim)
         };
-        let models = || std::iter::once(&model).chain(draft.as_ref().map(|d| &d.0.config));
+        let models = || std::iter::once(&ours).chain(draft.as_ref().map(|d| &d.0.config));
         let per_position: usize = models().map(per_position).sum();
         let dynamic = models().filter(|m| matches!(m.rope_scaling, RopeScaling::Dynamic { .. }));
         let dynamic_rope = dynamic.map(|m| m.max_position_embeddings).min();
@@ -387,7 +346,7 @@ impl Engine {
             config.kv_memory_mb,
             config.block_size
         );
-        let num_blocks = wanted.min(affordable);
+        let num_blocks = ranks.agree(wanted.min(affordable))?;
         max_context = max_context.min(num_blocks * config.block_size);
 
         let limits = Limits { max_context, vocab_size: model.vocab_size };
@@ -396,16 +355,16 @@ impl Engine {
         let beside: usize = adapters.iter().map(Lora::nbytes).sum();
         let weight_bytes = weights.nbytes() + beside + draft.as_ref().map_or(0, |d| d.0.nbytes());
         let stats = Arc::new(Mutex::new(Stats { free_blocks: num_blocks, num_blocks, ..Stats::default() }));
-        let runner = |weights, adapters, pool| {
-            Runner::new(weights, adapters, pool, num_blocks, config.block_size, kv_type)
+        let runner = |ranks, weights, adapters, pool| {
+            Runner::new(ranks, weights, adapters, pool, num_blocks, config.block_size, kv_type)
         };
         let drafter = |(weights, pool)| Drafter {
-            runner: runner(weights, Vec::new(), pool),
+            runner: runner(Ranks::alone(), weights, Vec::new(), pool),
             most: config.draft_tokens,
         };
         let worker = Worker {
             drafter: draft.map(drafter),
-            runner: runner(weights, adapters, pool),
+            runner: runner(ranks, weights, adapters, pool),
             scheduler: Scheduler::new(
                 blocks,
                 config.max_num_seqs,
@@ -568,9 +527,4 @@ fn end<T>(events: Receiver<Event>, take: impl Fn(Event) -> Option<T>) -> Result<
         }
     }
     bail!("the engine has stopped")
-}
-
-fn file_name(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    path.file_stem().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned())
 }

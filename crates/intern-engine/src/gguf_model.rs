@@ -14,6 +14,7 @@ use intern_kernels::pool::Pool;
 use intern_kernels::quant::BlockType;
 use intern_model::{Architecture, ModelConfig, RopeScaling, rope_inv_freq};
 
+use crate::parallel::Share;
 use crate::weights::{Bytes, HeadOffsets, Layer, Matrix, Stored, Weights};
 
 /// The kernels' type for a file's type, if we compute with it.
@@ -88,15 +89,16 @@ pub(crate) struct GgufFacts {
     pub name: Option<String>,
 }
 
-/// Reads the model of a GGUF file. Matrices the integer kernels know are packed and their pages
+/// Reads a share of the model of a GGUF file. Matrices the integer kernels know are packed and their pages
 /// given back one by one; the others and the embedding stay mapped.
-pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>) -> Result<(Weights, GgufFacts)> {
-    let reader = Reader { gguf, path: gguf.path(), pool };
+pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>, share: Share) -> Result<(Weights, GgufFacts)> {
+    let reader = Reader { gguf, path: gguf.path(), pool, share };
     let architecture = reader.string("general.architecture")?;
-    let config = read_config(&reader, &architecture)?;
-    config.validate().with_context(|| reader.path.display().to_string())?;
-    let (c, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_heads * d, config.num_kv_heads * d);
+    let whole = read_config(&reader, &architecture)?;
+    whole.validate().with_context(|| reader.path.display().to_string())?;
+    let config = share.config(&whole)?;
+    let (c, f, d) = (whole.hidden_size, whole.intermediate_size, whole.head_dim);
+    let (q, kv) = (whole.num_heads * d, whole.num_kv_heads * d);
 
     // The largest matrix first, while nothing else takes memory.
     let head = match config.tie_word_embeddings {
@@ -112,11 +114,11 @@ pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>) -> Result<(Weights, Gg
         let (mut qkv, mut qkv_bias, mut column) = (Vec::new(), Vec::new(), 0);
         for (part, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
             qkv.push((reader.matrix(&name(part), rows, c)?, column));
-            qkv_bias.extend(reader.bias(&name(part), rows)?);
-            column += rows;
+            qkv_bias.extend(share.of(reader.bias(&name(part), rows)?));
+            column += share.range(rows).len();
         }
         ensure!(
-            qkv_bias.is_empty() || qkv_bias.len() == q + 2 * kv,
+            qkv_bias.is_empty() || qkv_bias.len() == column,
             "{}: layer {i} has biases for some of query, key and value only",
             reader.path.display()
         );
@@ -136,9 +138,9 @@ pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>) -> Result<(Weights, Gg
             o_bias: reader.bias(&name("attn_output"), c)?,
             ffn_norm: reader.vector(&name("ffn_norm.weight"), c)?,
             gate: reader.matrix(&name("ffn_gate"), f, c)?,
-            gate_bias: reader.bias(&name("ffn_gate"), f)?,
+            gate_bias: share.of(reader.bias(&name("ffn_gate"), f)?),
             up: reader.matrix(&name("ffn_up"), f, c)?,
-            up_bias: reader.bias(&name("ffn_up"), f)?,
+            up_bias: share.of(reader.bias(&name("ffn_up"), f)?),
             down: reader.matrix(&name("ffn_down"), c, f)?,
             down_bias: reader.bias(&name("ffn_down"), c)?,
         });
@@ -156,6 +158,8 @@ pub(crate) fn load(gguf: &Arc<Gguf>, pool: Option<&Pool>) -> Result<(Weights, Gg
         rope_factors,
         layers,
         config,
+        whole,
+        share,
     };
     let facts = GgufFacts {
         eos_ids: weights.config.eos_token_ids.clone(),
@@ -250,6 +254,7 @@ struct Reader<'a> {
     gguf: &'a Arc<Gguf>,
     path: &'a Path,
     pool: Option<&'a Pool>,
+    share: Share,
 }
 
 impl Reader<'_> {
@@ -296,7 +301,7 @@ impl Reader<'_> {
     }
 
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let matrix = Matrix::new(self.pool, self.stored(module, rows, cols)?);
+        let matrix = Matrix::new(self.pool, self.stored(module, rows, cols)?.part(self.share));
         if matches!(matrix, Matrix::Packed(_)) {
             self.gguf.release_tensor(self.tensor(&format!("{module}.weight"))?);
         }

@@ -6,10 +6,12 @@
 //! waits for any more may leave in the middle of a step.
 //!
 //! Legend: `M` rows of a step, `C` width of the residual stream, `F` feed-forward width,
-//! `H` query heads, `G` key/value heads, `D` head width, `V` vocabulary.
+//! `H` query heads, `G` key/value heads, `D` head width, `V` vocabulary. Where several ranks
+//! compute together, `H`, `G` and `F` are this rank's.
 
 use std::ops::Range;
 
+use anyhow::Result;
 use half::f16;
 use intern_kernels::matmul::{Part, matmul};
 use intern_kernels::ops;
@@ -20,6 +22,7 @@ use intern_model::ModelConfig;
 
 use crate::adapter::{LayerLora, Lora, LowRank};
 use crate::engine::KvType;
+use crate::parallel::{Ranks, Whole};
 use crate::rope::Rope;
 use crate::watch::Watch;
 use crate::weights::{Layer, Weights};
@@ -86,6 +89,7 @@ fn shape(config: &ModelConfig, block_size: usize, layer: usize) -> Shape {
 
 /// The model with its cache and its working memory.
 pub(crate) struct Runner {
+    ranks: Ranks,
     pool: Pool,
     weights: Weights,
     adapters: Vec<Lora>,
@@ -110,6 +114,7 @@ struct Buffers {
     /// Which of the step's rows `x` still holds, ascending.
     kept: Vec<usize>,
     scratch: Scratch,
+    whole: Whole,
 }
 
 /// Working memory of one product.
@@ -129,6 +134,7 @@ fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 impl Runner {
     pub fn new(
+        ranks: Ranks,
         weights: Weights,
         adapters: Vec<Lora>,
         pool: Pool,
@@ -138,7 +144,7 @@ impl Runner {
     ) -> Self {
         let kv = KvCache::new(&weights.config, num_blocks, block_size, kv_type);
         let rope = Rope::new(&weights.config, &weights.rope_factors);
-        Self { pool, weights, adapters, rope, kv, block_size, buffers: Buffers::default() }
+        Self { ranks, pool, weights, adapters, rope, kv, block_size, buffers: Buffers::default() }
     }
 
     /// Computes `rows` in order; a row sees the rows of its own sequence before it, in this step
@@ -147,7 +153,8 @@ impl Runner {
     /// their own blocks.
     ///
     /// `consume(i, logits)` is called, possibly in parallel, with the V logits of `rows[outputs[i]]`;
-    /// results come with their `i`, ascending.
+    /// results come with their `i`, ascending. With several ranks, rank 0 gets them, and every
+    /// step goes to its end.
     pub fn step<R: Send>(
         &mut self,
         rows: &[Row],
@@ -158,9 +165,12 @@ impl Runner {
     ) -> Vec<(usize, R)> {
         #[cfg(test)]
         assert!(rows.iter().all(|r| r.token != POISON), "a poisoned token");
-        let c = self.weights.config.hidden_size;
+        let (off, c) = (Watch::off(), self.weights.config.hidden_size);
+        let watch = if self.ranks.is_alone() { watch } else { &off };
+        self.ranks.announce(rows, tables, outputs);
         self.embed(rows);
         let mut pass = Pass {
+            ranks: &self.ranks,
             pool: &self.pool,
             w: &self.weights,
             adapters: &self.adapters,
@@ -178,7 +188,7 @@ impl Runner {
         // Final norm and head, only where someone looks.
         let (b, eps) = (&mut self.buffers, self.weights.config.rms_norm_eps as f32);
         let head = self.weights.head();
-        let vocab = head.weight.rows();
+        let (local, vocab) = (head.weight.rows(), self.weights.config.vocab_size);
         let mut results = Vec::with_capacity(outputs.len());
         for first in (0..outputs.len()).step_by(HEAD_ROWS) {
             watch.look();
@@ -191,8 +201,12 @@ impl Runner {
                 let row = b.kept.binary_search(&outputs[*i]).expect("its sequence is not gone");
                 ops::rms_norm(&b.x[row * c..(row + 1) * c], &self.weights.norm, eps, out);
             }
-            let logits = sized(&mut b.logits, m * vocab);
-            matmul(&self.pool, normed, m, &[head], (&mut *logits, vocab), &mut b.scratch.quantized);
+            let logits = sized(&mut b.logits, m * local);
+            matmul(&self.pool, normed, m, &[head], (&mut *logits, local), &mut b.scratch.quantized);
+            let logits = self.ranks.gather((m, vocab), logits, &mut b.whole);
+            if !self.ranks.leads() {
+                continue;
+            }
             let adapter = |j: usize| rows[outputs[some[j]]].adapter.map(|a| &self.adapters[a].head[..]);
             add_adapters(&self.pool, normed, m, adapter, (&mut *logits, vocab), &mut b.scratch);
             let mut found: Vec<Option<(usize, R)>> = (0..m).map(|_| None).collect();
@@ -202,6 +216,18 @@ impl Runner {
             results.extend(found.into_iter().flatten());
         }
         results
+    }
+
+    /// Computes what rank 0 announces, until it ends.
+    ///
+    /// # Errors
+    /// If a rank died.
+    pub fn follow(&mut self) -> Result<()> {
+        while let Some(step) = self.ranks.hear()? {
+            let tables: Vec<&[u32]> = step.tables.iter().map(Vec::as_slice).collect();
+            self.step(&step.rows, &tables, &step.outputs, &Watch::off(), |_, _| ());
+        }
+        Ok(())
     }
 
     /// The normed final hidden state of row `row` of the last step, `(C)`; its sequence is not gone.
@@ -230,6 +256,7 @@ impl Runner {
 
 /// What a forward pass reads besides the cache.
 struct Pass<'a> {
+    ranks: &'a Ranks,
     pool: &'a Pool,
     w: &'a Weights,
     adapters: &'a [Lora],
@@ -246,6 +273,7 @@ impl Pass<'_> {
         let w = self.w;
         let config = &w.config;
         let (c, f) = (config.hidden_size, config.intermediate_size);
+        let (attended_len, act_len) = (w.whole.num_heads * config.head_dim, w.whole.intermediate_size);
         let eps = config.rms_norm_eps as f32;
         for (i, (layer, kv)) in w.layers.iter().zip(kv).enumerate() {
             self.drop_gone(b);
@@ -260,12 +288,16 @@ impl Pass<'_> {
             self.position_heads(layer, qkv, &b.cos, &b.sin);
             let attended = sized(&mut b.attended, m * config.num_heads * config.head_dim);
             self.attend(i, kv, qkv, attended);
-            let parts = [layer.o.part(0)];
-            self.multiply(attended, &parts, (i, |l| &l.o), (&mut *normed, c), &mut b.scratch);
-            add_bias(normed, &layer.o_bias);
-            ops::add(&mut b.x, normed);
+            let attended = self.ranks.gather((m, attended_len), attended, &mut b.whole);
+            let o = [layer.o.part(0)];
+            let out = sized(&mut b.normed, m * o[0].weight.rows());
+            self.multiply(attended, &o, (i, |l| &l.o), (&mut *out, o[0].weight.rows()), &mut b.scratch);
+            let out = self.ranks.gather((m, c), out, &mut b.whole);
+            add_bias(out, &layer.o_bias);
+            ops::add(&mut b.x, out);
 
             // Feed-forward.
+            let normed = sized(&mut b.normed, m * c);
             self.norm_rows(&b.x, &layer.ffn_norm, eps, normed);
             let gate_up = sized(&mut b.gate_up, m * 2 * f);
             let parts = [layer.gate.part(0), layer.up.part(f)];
@@ -281,10 +313,13 @@ impl Pass<'_> {
                     ops::swiglu(gate, up, act);
                 }
             });
-            let parts = [layer.down.part(0)];
-            self.multiply(act, &parts, (i, |l| &l.down), (&mut *normed, c), &mut b.scratch);
-            add_bias(normed, &layer.down_bias);
-            ops::add(&mut b.x, normed);
+            let act = self.ranks.gather((m, act_len), act, &mut b.whole);
+            let down = [layer.down.part(0)];
+            let out = sized(&mut b.normed, m * down[0].weight.rows());
+            self.multiply(act, &down, (i, |l| &l.down), (&mut *out, down[0].weight.rows()), &mut b.scratch);
+            let out = self.ranks.gather((m, c), out, &mut b.whole);
+            add_bias(out, &layer.down_bias);
+            ops::add(&mut b.x, out);
         }
     }
 

@@ -7,6 +7,7 @@
 //! a table of offsets, not a copy.
 
 use std::any::Any;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use intern_model::weights::{QkvNames, layer_names, outer_names};
 
 use crate::adapter::AdapterFile;
 use crate::packed4::Packed4;
+use crate::parallel::Share;
 
 /// Bytes that stay where they are: their own, or part of something mapped.
 pub(crate) struct Bytes {
@@ -46,6 +48,12 @@ impl Bytes {
         let data: *const [u8] = part(owner);
         Self { data, _owner: owner.clone() }
     }
+
+    /// A part of it, kept alive by the same owner.
+    fn slice(&self, range: Range<usize>) -> Self {
+        let data: *const [u8] = &self[range];
+        Self { data, _owner: self._owner.clone() }
+    }
 }
 
 impl std::ops::Deref for Bytes {
@@ -68,6 +76,13 @@ pub(crate) struct Stored {
 impl Stored {
     pub fn view(&self) -> MatrixRef<'_> {
         MatrixRef::new(self.ty, self.rows, self.cols, &self.data)
+    }
+
+    /// The rows of a share.
+    pub fn part(&self, share: Share) -> Self {
+        let (rows, bytes) = (share.range(self.rows), self.ty.row_bytes(self.cols));
+        let data = self.data.slice(rows.start * bytes..rows.end * bytes);
+        Self { rows: rows.len(), data, ..*self }
     }
 }
 
@@ -152,9 +167,13 @@ impl HeadOffsets {
     }
 }
 
-/// A whole model.
+/// A model, or the share of it that one rank holds.
 pub(crate) struct Weights {
+    /// With the heads and the feed-forward width of the share.
     pub config: ModelConfig,
+    /// The model's own.
+    pub whole: ModelConfig,
+    pub share: Share,
     pub embedding: Stored,
     pub layers: Vec<Layer>,
     pub norm: Vec<f32>,
@@ -169,10 +188,14 @@ pub(crate) struct Weights {
 
 impl Weights {
     pub fn head(&self) -> Part<'_> {
-        match &self.head {
-            Some(head) => head.part(0),
-            None => Part { weight: Weight::Stored(self.embedding.view()), column: 0 },
+        if let Some(head) = &self.head {
+            return head.part(0);
         }
+        let (Stored { ty, rows, cols, data }, bytes) =
+            (&self.embedding, self.embedding.ty.row_bytes(self.embedding.cols));
+        let ours = self.share.range(*rows);
+        let view = MatrixRef::new(*ty, ours.len(), *cols, &data[ours.start * bytes..ours.end * bytes]);
+        Part { weight: Weight::Stored(view), column: 0 }
     }
 
     /// Elements of a `qkv` row.
@@ -197,22 +220,24 @@ pub(crate) struct CheckpointFacts {
     pub eos_ids: Vec<u32>,
 }
 
-/// Loads a Hugging Face directory, with a LoRA adapter merged into the matrices it touches.
+/// Loads a share of a Hugging Face directory, with a LoRA adapter merged into the matrices it touches.
 pub(crate) fn load_checkpoint(
     dir: &Path,
     adapter: Option<&Path>,
     pool: Option<&Pool>,
+    share: Share,
 ) -> Result<(Weights, CheckpointFacts)> {
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
-    let config = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
+    let whole = ModelConfig::from_json(checkpoint.config()).with_context(|| dir.display().to_string())?;
+    let config = share.config(&whole)?;
     let adapter = match adapter {
         Some(path) => Some(AdapterFile::open(path)?),
         None => None,
     };
-    let source = Source { dir, pool, checkpoint: &checkpoint, adapter };
+    let source = Source { dir, pool, share, checkpoint: &checkpoint, adapter };
 
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let (q, kv) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+    let (hidden, inner) = (whole.hidden_size, whole.intermediate_size);
+    let (q, kv) = (whole.num_heads * whole.head_dim, whole.num_kv_heads * whole.head_dim);
     let outer = outer_names(config.arch);
     let mut layers = Vec::with_capacity(config.num_layers);
     for i in 0..config.num_layers {
@@ -226,8 +251,8 @@ pub(crate) fn load_checkpoint(
         };
         for (name, rows) in parts {
             qkv.push((source.matrix(name, rows, hidden)?, column));
-            qkv_bias.extend(source.bias(name, rows, config.attention_bias)?);
-            column += rows;
+            qkv_bias.extend(share.of(source.bias(name, rows, config.attention_bias)?));
+            column += share.range(rows).len();
         }
         let qk_norm = match &names.qk_norm {
             Some((q, k)) => Some((source.vector(q, config.head_dim)?, source.vector(k, config.head_dim)?)),
@@ -242,9 +267,9 @@ pub(crate) fn load_checkpoint(
             o_bias: source.bias(&names.o, hidden, config.output_bias)?,
             ffn_norm: source.vector(&names.ffn_norm, hidden)?,
             gate: source.matrix(&names.gate, inner, hidden)?,
-            gate_bias: source.bias(&names.gate, inner, config.mlp_bias)?,
+            gate_bias: share.of(source.bias(&names.gate, inner, config.mlp_bias)?),
             up: source.matrix(&names.up, inner, hidden)?,
-            up_bias: source.bias(&names.up, inner, config.mlp_bias)?,
+            up_bias: share.of(source.bias(&names.up, inner, config.mlp_bias)?),
             down: source.matrix(&names.down, hidden, inner)?,
             down_bias: source.bias(&names.down, hidden, config.mlp_bias)?,
         });
@@ -265,6 +290,8 @@ pub(crate) fn load_checkpoint(
         rope_factors: Vec::new(),
         layers,
         config,
+        whole,
+        share,
     };
     if let Some(merge) = &source.adapter {
         merge.check_all_used()?;
@@ -295,6 +322,7 @@ fn token_ids(value: Option<&serde_json::Value>) -> Vec<u32> {
 struct Source<'a> {
     dir: &'a Path,
     pool: Option<&'a Pool>,
+    share: Share,
     checkpoint: &'a Arc<Checkpoint>,
     adapter: Option<AdapterFile>,
 }
@@ -319,9 +347,10 @@ impl Source<'_> {
                 self.dir.display()
             );
             let (ty, data) = Packed4::read(self.checkpoint, module, rows, cols)?.to_blocks();
-            return Ok(Matrix::new(self.pool, Stored { ty, rows, cols, data: Bytes::owned(data) }));
+            let stored = Stored { ty, rows, cols, data: Bytes::owned(data) };
+            return Ok(Matrix::new(self.pool, stored.part(self.share)));
         }
-        Ok(Matrix::Stored(self.stored(module, rows, cols)?))
+        Ok(Matrix::Stored(self.stored(module, rows, cols)?.part(self.share)))
     }
 
     fn stored(&self, module: &str, rows: usize, cols: usize) -> Result<Stored> {

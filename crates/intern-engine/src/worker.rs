@@ -289,6 +289,7 @@ mod tests {
     use super::*;
     use crate::block_manager::BlockManager;
     use crate::engine::KvType;
+    use crate::parallel::{Ranks, Share};
     use crate::runner::POISON;
     use crate::weights::{HeadOffsets, Layer, Matrix, Stored, Weights, f32_bytes};
 
@@ -323,12 +324,14 @@ mod tests {
             heads: HeadOffsets::separate(&config),
             interleaved: false,
             rope_factors: vec![],
+            whole: config.clone(),
+            share: Share::WHOLE,
             config,
         };
         let mut texts = std::iter::repeat_n("one two three".to_owned(), 3);
         Worker {
             drafter: None,
-            runner: Runner::new(weights, vec![], Pool::new(2).unwrap(), 16, 16, KvType::F32),
+            runner: Runner::new(Ranks::alone(), weights, vec![], Pool::new(2).unwrap(), 16, 16, KvType::F32),
             scheduler: Scheduler::new(BlockManager::new(16, 16), 4, 32, true),
             tokenizer: train_bpe(&BpeConfig::new(300), &mut texts).unwrap(),
             eos_ids: vec![],

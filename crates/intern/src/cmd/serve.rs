@@ -109,6 +109,9 @@ struct ChatArgs {
     /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
     #[arg(long, value_name = "TYPE")]
     kv_type: Option<KvType>,
+    /// Ranks that share the model, each on its part of the threads.
+    #[arg(long, value_name = "RANKS", default_value_t = 1)]
+    tensor_parallel: usize,
 }
 
 #[derive(Args)]
@@ -116,6 +119,7 @@ struct ChatArgs {
   intern serve api tiny.gguf --port 8000
   intern serve api tiny.gguf --adapter terse=runs/terse/adapter --adapter kind=runs/kind/adapter
   intern serve api --config configs/serve/api.toml --set engine.max_num_seqs=8
+  mpirun -n 2 intern serve api tiny.gguf      (built with --features mpi)
   curl http://127.0.0.1:8000/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
 
 API keys may also come from the environment: INTERN_API_KEY=ONE,ANOTHER.
@@ -157,6 +161,9 @@ struct ApiArgs {
     /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
     #[arg(long, value_name = "TYPE")]
     kv_type: Option<KvType>,
+    /// Ranks that share the model, each on its part of the threads.
+    #[arg(long, value_name = "RANKS")]
+    tensor_parallel: Option<usize>,
 }
 
 #[derive(Args)]
@@ -186,8 +193,11 @@ struct LogitsArgs {
     json: bool,
 }
 
-/// Runs one of the commands.
+/// Runs one of the commands; on all ranks but the first, computes along.
 pub fn run(args: ServeArgs) -> Result<()> {
+    if intern_comm::launched_rank().is_some_and(|rank| rank > 0) {
+        return follow(args.command);
+    }
     match args.command {
         ServeCommand::Quantize(args) => run_quantize(args),
         ServeCommand::Chat(args) => run_chat(args),
@@ -195,6 +205,28 @@ pub fn run(args: ServeArgs) -> Result<()> {
         ServeCommand::Bench(args) => bench::run(args),
         ServeCommand::Logits(args) => run_logits(args),
     }
+}
+
+/// A share of what rank 0 does.
+fn follow(command: ServeCommand) -> Result<()> {
+    let (model, adapter, engine) = match command {
+        ServeCommand::Chat(args) => {
+            let engine = chat_engine(&args);
+            (args.model.into(), args.adapter, engine)
+        }
+        ServeCommand::Api(args) => {
+            let config = api_config(args)?;
+            (config.model, config.adapter, config.engine)
+        }
+        ServeCommand::Bench(args) => args.share()?,
+        ServeCommand::Quantize(_) | ServeCommand::Logits(_) => {
+            anyhow::bail!(
+                "this command does not compute on several ranks\nhint: start it without an MPI launcher"
+            )
+        }
+    };
+    let comm = intern_comm::world()?.context("the launcher's job has gone")?;
+    intern_engine::follow(&model, adapter.as_deref(), &engine, comm)
 }
 
 fn run_quantize(args: QuantizeArgs) -> Result<()> {
@@ -225,8 +257,7 @@ fn run_quantize(args: QuantizeArgs) -> Result<()> {
 }
 
 fn run_chat(args: ChatArgs) -> Result<()> {
-    let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type, ..EngineConfig::default() };
-    let model = crate::model::open(&args.model, args.adapter.as_deref(), &engine)?;
+    let model = crate::model::open(&args.model, args.adapter.as_deref(), &chat_engine(&args))?;
     let sampling = Sampling {
         temperature: args.temperature,
         top_p: args.top_p,
@@ -236,6 +267,15 @@ fn run_chat(args: ChatArgs) -> Result<()> {
     };
     let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".intern_history"));
     chat::run(model.as_ref(), &ChatConfig { system: args.system, sampling, history })
+}
+
+fn chat_engine(args: &ChatArgs) -> EngineConfig {
+    EngineConfig {
+        threads: args.threads,
+        kv_type: args.kv_type,
+        tensor_parallel: args.tensor_parallel,
+        ..EngineConfig::default()
+    }
 }
 
 /// The config file's settings, then the flags, then `--set`.
@@ -290,6 +330,9 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
     let mut engine = Table::new();
     if let Some(threads) = args.threads {
         engine.insert("threads".into(), Value::Integer(threads as i64));
+    }
+    if let Some(ranks) = args.tensor_parallel {
+        engine.insert("tensor_parallel".into(), Value::Integer(ranks as i64));
     }
     if let Some(kv_type) = args.kv_type {
         engine.insert("kv_type".into(), Value::try_from(kv_type)?);

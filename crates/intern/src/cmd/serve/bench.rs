@@ -16,6 +16,7 @@ use toml::Table;
   intern serve bench --model tiny.gguf
   intern serve bench --model tiny.gguf --prefill 512 --decode 32 --streams 1,4,8 --threads 2 --repeat 3 --json
   intern serve bench --url http://127.0.0.1:8000/v1 --requests 64 --concurrency 8 --input 128 --output 64
+  intern serve bench --model tiny.gguf --threads 2 --tensor-parallel 2
   intern serve bench --model tiny.gguf --requests 100 --rate 5 --plot latency.svg
   intern serve bench --url http://127.0.0.1:8000/v1 --trace AzureLLMInferenceTrace_conv.csv --requests 200 --speed 4 --scale 0.1
 
@@ -82,6 +83,9 @@ pub struct BenchArgs {
     /// How keys and values are kept: f32, f16 or int8 [default: f16; f32 for f32 weights].
     #[arg(long, value_name = "TYPE")]
     kv_type: Option<KvType>,
+    /// Ranks that share the model, each on its part of the threads.
+    #[arg(long, value_name = "RANKS", default_value_t = 1)]
+    tensor_parallel: usize,
     /// Overrides a setting of the engine: key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -90,11 +94,29 @@ pub struct BenchArgs {
     json: bool,
 }
 
+impl BenchArgs {
+    fn engine(&self) -> Result<EngineConfig> {
+        let engine: EngineConfig = crate::config::resolve(Table::new(), &self.sets, "--set")?;
+        Ok(EngineConfig {
+            threads: self.threads,
+            kv_type: self.kv_type.or(engine.kv_type),
+            tensor_parallel: self.tensor_parallel.max(engine.tensor_parallel),
+            ..engine
+        })
+    }
+
+    /// What another rank needs to compute along.
+    pub fn share(self) -> Result<(PathBuf, Option<PathBuf>, EngineConfig)> {
+        let engine = self.engine()?;
+        let model = self.model.context("only a --model in this process is shared by ranks")?;
+        Ok((model, None, engine))
+    }
+}
+
 /// Runs the measurement.
 pub fn run(args: BenchArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
-    let engine: EngineConfig = crate::config::resolve(Table::new(), &args.sets, "--set")?;
-    let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type.or(engine.kv_type), ..engine };
+    let engine = args.engine()?;
     match &args.model {
         Some(model) if args.requests.is_none() && args.trace.is_none() => {
             run_steps(&args, model.clone(), engine)

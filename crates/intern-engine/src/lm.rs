@@ -95,7 +95,7 @@ impl Engine {
         sampling.stop_ids = tokenizer.end_ids();
         let engine_request = EngineRequest::new(tokens, sampling);
         let earlier_calls = request.messages.iter().map(|m| m.tool_calls.len()).sum();
-        Ok((engine_request, ToolSplitter::new(format, earlier_calls)))
+        Ok((engine_request, ToolSplitter::new(format, earlier_calls).with_tools(tools)))
     }
 }
 

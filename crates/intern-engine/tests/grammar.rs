@@ -67,9 +67,11 @@ fn a_chosen_tool_is_called_in_every_format() {
         "properties": {
             "n": { "type": "integer", "minimum": 0, "maximum": 99 },
             "unit": { "enum": ["m", "km"] },
-            "tags": { "type": "array", "items": { "type": "boolean" }, "minItems": 1, "maxItems": 2 }
+            "tags": { "type": "array", "items": { "type": "boolean" }, "minItems": 1, "maxItems": 2 },
+            "note": { "type": "string", "minLength": 1, "maxLength": 9 },
+            "code": { "type": "string", "pattern": "^[A-Z]{2}[0-9]+$", "maxLength": 6 }
         },
-        "required": ["n", "unit", "tags"],
+        "required": ["n", "unit", "tags", "code"],
         "additionalProperties": false
     });
     let tool = |name: &str| json!({ "type": "function", "function": { "name": name, "description": "d", "parameters": schema } });
@@ -87,6 +89,8 @@ fn a_chosen_tool_is_called_in_every_format() {
         ("Llama 3.3", template("meta-llama-Llama-3.3-70B-Instruct")),
         ("Mistral Nemo", template("mistralai-Mistral-Nemo-Instruct-2407")),
         ("Mistral Small", template("Mistral-Small-3.2-24B-Instruct-2506")),
+        ("Qwen3-Coder", template("Qwen3-Coder")),
+        ("GLM", template("GLM-4.6")),
     ] {
         let Some(template) = template else {
             println!("skipped: no template of {name}");
@@ -95,6 +99,7 @@ fn a_chosen_tool_is_called_in_every_format() {
         let thinks = intern_lm::reasoning::thinks(&template);
         tokenizer().with_chat_template(template).save(dir.path()).unwrap();
         let engine = load(dir.path());
+        let mut called = 0;
         for seed in 0..6 {
             let choice = match seed % 2 {
                 0 => ToolChoice::Required,
@@ -106,6 +111,7 @@ fn a_chosen_tool_is_called_in_every_format() {
                 single_call: true,
                 sampling: Sampling { max_tokens: 1500, ..warm(seed) },
                 tool_choice: choice.clone(),
+                template: [("enable_thinking".to_owned(), json!(false))].into_iter().collect(),
                 ..ChatRequest::default()
             };
             let response = engine.chat(&request, &mut |_, _| {}).unwrap();
@@ -122,7 +128,10 @@ fn a_chosen_tool_is_called_in_every_format() {
                 _ => ["first", "second"].contains(&function.name.as_str()),
             };
             assert!(fits, "{name}: {function:?}");
+            called += 1;
         }
+        println!("{name}: {called} of 6 called a tool");
+        assert!(called > 0, "{name}");
         let batch = ChatRequest {
             messages: vec![Message::new("user", "how far?")],
             tool_choice: ToolChoice::Named("third".into()),

@@ -10,9 +10,11 @@
 pub mod grammar;
 mod scan;
 mod splitter;
+mod tagged;
 
 use intern_format::conversation::{FunctionCall, ToolCall};
 use serde_json::{Map, Value, json};
+use tagged::Declared;
 
 pub(crate) use splitter::overlap;
 pub use splitter::{LivePiece, LiveSplitter, Piece, ToolSplitter};
@@ -28,6 +30,10 @@ pub enum ToolFormat {
     Llama3,
     /// Mistral: `[TOOL_CALLS][{"name":…,"arguments":{…}}]` or `[TOOL_CALLS]name[ARGS]{…}`.
     Mistral,
+    /// Qwen3-Coder: `<tool_call>\n<function=…>\n<parameter=…>\n…\n</parameter>\n</function>\n</tool_call>`.
+    Qwen3Coder,
+    /// GLM: `<tool_call>…\n<arg_key>…</arg_key>\n<arg_value>…</arg_value>\n</tool_call>`.
+    Glm,
     /// The model has no tool format; text is only text.
     #[default]
     None,
@@ -43,9 +49,12 @@ impl ToolFormat {
         let has = |marker| chat_template.contains(marker);
         if has("<|plugin|>") {
             Self::InternLm2
+        } else if has("<arg_key>") && has("<tool_call>") {
+            Self::Glm
         } else if has("<function=") || has("<arg_key>") {
-            // Qwen3-Coder, GLM and others: arguments as tags, not as JSON.
-            Self::None
+            // Others have tags of their own.
+            let is_known = has("<tool_call>") && has("<parameter=");
+            if is_known { Self::Qwen3Coder } else { Self::None }
         } else if has("<tool_call>") {
             Self::Hermes
         } else if has("[TOOL_CALLS]") {
@@ -60,7 +69,11 @@ impl ToolFormat {
     /// Every piece of text that marks calls; such tokens must stay in text that is to be parsed.
     #[must_use]
     pub fn markers(self) -> Vec<&'static str> {
-        let also: &[&str] = if self == Self::Mistral { &["[ARGS]"] } else { &[] };
+        let also: &[&str] = match self {
+            Self::Mistral => &["[ARGS]"],
+            Self::Glm => &["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
+            _ => &[],
+        };
         self.starts().iter().copied().chain(self.end()).chain(also.iter().copied()).collect()
     }
 
@@ -68,7 +81,7 @@ impl ToolFormat {
     fn starts(self) -> &'static [&'static str] {
         match self {
             Self::InternLm2 => &["<|action_start|><|plugin|>"],
-            Self::Hermes => &["<tool_call>"],
+            Self::Hermes | Self::Qwen3Coder | Self::Glm => &["<tool_call>"],
             Self::Llama3 => &["<|python_tag|>"],
             Self::Mistral => &["[TOOL_CALLS]"],
             Self::None => &[],
@@ -79,7 +92,7 @@ impl ToolFormat {
     fn end(self) -> Option<&'static str> {
         match self {
             Self::InternLm2 => Some("<|action_end|>"),
-            Self::Hermes => Some("</tool_call>"),
+            Self::Hermes | Self::Qwen3Coder | Self::Glm => Some("</tool_call>"),
             Self::Llama3 | Self::Mistral | Self::None => None,
         }
     }
@@ -88,7 +101,7 @@ impl ToolFormat {
     fn arguments_key(self) -> &'static str {
         match self {
             Self::InternLm2 | Self::Llama3 => "parameters",
-            Self::Hermes | Self::Mistral | Self::None => "arguments",
+            _ => "arguments",
         }
     }
 
@@ -102,7 +115,12 @@ impl ToolFormat {
 
     /// Whether white space before a block belongs to the block: the template writes it there.
     fn owns_space_before(self) -> bool {
-        self == Self::Hermes
+        self == Self::Hermes || self.is_tagged()
+    }
+
+    /// Whether arguments are tags, which become JSON only once a call is complete.
+    fn is_tagged(self) -> bool {
+        matches!(self, Self::Qwen3Coder | Self::Glm)
     }
 }
 
@@ -150,6 +168,11 @@ pub fn render(format: ToolFormat, calls: &[ToolCall]) -> String {
         ToolFormat::Mistral => {
             format!("[TOOL_CALLS]{}", json!(calls.iter().map(object).collect::<Vec<_>>()))
         }
+        ToolFormat::Qwen3Coder | ToolFormat::Glm => calls
+            .iter()
+            .map(|c| format!("<tool_call>{}</tool_call>", tagged::render(format, &c.function)))
+            .collect::<Vec<_>>()
+            .join("\n"),
         ToolFormat::None => String::new(),
     }
 }
@@ -161,7 +184,10 @@ pub fn count_calls(messages: &[intern_format::conversation::Message]) -> usize {
 }
 
 /// Reads the calls of one block; `None` unless all of it makes sense.
-fn read_calls(format: ToolFormat, body: &str) -> Option<Vec<FunctionCall>> {
+fn read_calls(format: ToolFormat, body: &str, declared: &Declared) -> Option<Vec<FunctionCall>> {
+    if format.is_tagged() {
+        return tagged::read(format, body, declared);
+    }
     let mut rest = body;
     let mut calls = Vec::new();
     loop {
@@ -322,7 +348,14 @@ mod tests {
             ToolFormat::Mistral,
             "[TOOL_CALLS][{\"name\":\"a\",\"arguments\":{\"x\":\"é\"}},{\"name\":\"b\"}]",
         );
-        for format in [ToolFormat::InternLm2, ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
+        for format in [
+            ToolFormat::InternLm2,
+            ToolFormat::Hermes,
+            ToolFormat::Llama3,
+            ToolFormat::Mistral,
+            ToolFormat::Qwen3Coder,
+            ToolFormat::Glm,
+        ] {
             let (text, again) = parse(format, &render(format, &calls));
             let functions = |calls: &[ToolCall]| -> Vec<FunctionCall> {
                 calls.iter().map(|c| c.function.clone()).collect()

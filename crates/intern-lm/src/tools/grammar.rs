@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::ToolFormat;
+use super::{ToolFormat, tagged};
 use crate::request::{Grammar, ToolChoice};
 use crate::wire::{lark_string, tool_name};
 
@@ -96,6 +96,11 @@ fn opening(format: ToolFormat) -> &'static str {
 
 /// Any text that does not contain `marker`, as a terminal.
 fn text_without(marker: &str) -> String {
+    format!("/(?s:.*)/ & {}", without(marker))
+}
+
+/// What does not contain `marker`, for an intersection of terminals.
+pub(super) fn without(marker: &str) -> String {
     let mut escaped = String::new();
     for c in marker.chars() {
         if "\\.+*?()|[]{}^$/".contains(c) {
@@ -103,7 +108,7 @@ fn text_without(marker: &str) -> String {
         }
         escaped.push(c);
     }
-    format!("/(?s:.*)/ & ~/(?s:.*){escaped}(?s:.*)/")
+    format!("~/(?s:.*){escaped}(?s:.*)/")
 }
 
 /// A schema inside of a rule, written with the white space models know from Python.
@@ -173,6 +178,13 @@ fn call_rules(answer: &Answer, tools: &[&Value], rules: &mut Vec<String>) {
             let start = mark("[TOOL_CALLS]");
             rules.push(format!("calls: {start} \"[\" {} \"]\"", several("object", ", ")));
             rules.push(objects());
+        }
+        ToolFormat::Qwen3Coder | ToolFormat::Glm => {
+            let (start, end) = (mark("<tool_call>"), mark("</tool_call>"));
+            let line = if answer.format == ToolFormat::Glm { "" } else { " \"\\n\"" };
+            rules.push(format!("calls: {}", several("call", "\n")));
+            rules.push(format!("call: {start}{line} object{line} {end}"));
+            rules.extend(tagged::rules(answer.format, tools, &inline));
         }
         ToolFormat::None => {}
     }

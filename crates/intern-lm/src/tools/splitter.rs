@@ -1,8 +1,10 @@
 //! Separates calls from text while an answer streams in.
 
 use intern_format::conversation::ToolCall;
+use serde_json::Value;
 
 use super::scan::{Scan, Seen};
+use super::tagged::Declared;
 use super::{ToolFormat, read_calls};
 
 /// What the splitter made of the text so far.
@@ -47,6 +49,13 @@ impl ToolSplitter {
         Self(Splitter::new(format, first_id, false))
     }
 
+    /// Tells what the tools declare, by which tags are read.
+    #[must_use]
+    pub fn with_tools(mut self, tools: &[Value]) -> Self {
+        self.0.declared = Declared::new(tools);
+        self
+    }
+
     /// Takes the next piece of the answer.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         let mut out = Vec::new();
@@ -82,7 +91,15 @@ impl LiveSplitter {
     /// As [`ToolSplitter::new`].
     #[must_use]
     pub fn new(format: ToolFormat, first_id: usize) -> Self {
-        Self(Splitter::new(format, first_id, true))
+        // What is not written as JSON cannot be passed on before it is complete.
+        Self(Splitter::new(format, first_id, !format.is_tagged()))
+    }
+
+    /// As [`ToolSplitter::with_tools`].
+    #[must_use]
+    pub fn with_tools(mut self, tools: &[Value]) -> Self {
+        self.0.declared = Declared::new(tools);
+        self
     }
 
     /// Takes the next piece of the answer.
@@ -101,11 +118,14 @@ impl LiveSplitter {
 }
 
 fn live(out: Vec<Out>) -> Vec<LivePiece> {
-    let piece = |out| match out {
-        Out::Live(piece) => Some(piece),
-        Out::Call(_) => None, // not from blocks read live
+    let pieces = |out| match out {
+        Out::Live(piece) => vec![piece],
+        Out::Call(ToolCall { id, function, .. }) => vec![
+            LivePiece::Begin { id, name: function.name },
+            LivePiece::Arguments(function.arguments.to_string()),
+        ],
     };
-    out.into_iter().filter_map(piece).collect()
+    out.into_iter().flat_map(pieces).collect()
 }
 
 enum Out {
@@ -117,6 +137,7 @@ enum Out {
 #[derive(Debug)]
 struct Splitter {
     format: ToolFormat,
+    declared: Declared,
     next_id: usize,
     /// Text not yet passed on, and the whole of a block.
     held: String,
@@ -136,6 +157,7 @@ impl Splitter {
     fn new(format: ToolFormat, first_id: usize, is_live: bool) -> Self {
         Self {
             format,
+            declared: Declared::default(),
             next_id: first_id,
             held: String::new(),
             inside: false,
@@ -267,7 +289,7 @@ impl Splitter {
             }
             return;
         }
-        match read_calls(self.format, &block[self.body(&block[..end])..end]) {
+        match read_calls(self.format, &block[self.body(&block[..end])..end], &self.declared) {
             Some(calls) => {
                 for function in calls {
                     let call = ToolCall { id: self.new_id(), kind: "function".into(), function };
@@ -300,7 +322,9 @@ mod tests {
 
     use super::*;
 
-    const FORMATS: [ToolFormat; 5] = [
+    const FORMATS: [ToolFormat; 7] = [
+        ToolFormat::Qwen3Coder,
+        ToolFormat::Glm,
         ToolFormat::InternLm2,
         ToolFormat::Hermes,
         ToolFormat::Llama3,
@@ -403,7 +427,11 @@ mod tests {
         );
     }
 
-    const PARTS: [&str; 16] = [
+    const PARTS: [&str; 20] = [
+        "<function=f>",
+        "<parameter=x>1</parameter>",
+        "</function>",
+        "<arg_key>x</arg_key><arg_value>1</arg_value>",
         "<|action_start|>",
         "<|plugin|>",
         "<|action_end|>",

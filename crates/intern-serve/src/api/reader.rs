@@ -4,6 +4,8 @@ use intern_lm::FinishReason;
 use intern_lm::reasoning::{Thought, ThoughtSplitter};
 use intern_lm::tools::{LivePiece, LiveSplitter, ToolFormat};
 
+use serde_json::Value;
+
 use super::app::App;
 use super::generate::Flow;
 
@@ -38,13 +40,14 @@ impl Reader {
     pub fn new(
         format: ToolFormat,
         first_call: usize,
+        tools: &[Value],
         single_call: bool,
         inside_thought: Option<bool>,
         clean: bool,
     ) -> Self {
         Self {
             thoughts: inside_thought.map(ThoughtSplitter::new),
-            calls: Some(LiveSplitter::new(format, first_call)),
+            calls: Some(LiveSplitter::new(format, first_call).with_tools(tools)),
             clean,
             single_call,
             num_calls: 0,

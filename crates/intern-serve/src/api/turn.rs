@@ -26,6 +26,7 @@ pub(super) struct Turn {
     deadline: Option<Instant>,
     /// How calls in the answer are written; `None` where they are not parsed.
     format: ToolFormat,
+    tools: Vec<Value>,
     /// Calls earlier in the conversation; ids go on from there.
     first_call: usize,
     single_call: bool,
@@ -86,8 +87,10 @@ impl Turn {
         sampling.stop_ids.extend(tokenizer.end_ids());
         let first_call = count_calls(&messages);
         let tokens = Arc::new(tokens);
+        let tools = tools.to_vec();
         let turn = Self {
             served,
+            tools,
             tokens,
             sampling,
             deadline,
@@ -115,6 +118,6 @@ impl Turn {
     /// Reads one answer.
     pub fn reader(&self) -> Reader {
         let clean = !self.keep_special && self.sampling.keep_special;
-        Reader::new(self.format, self.first_call, self.single_call, self.inside_thought, clean)
+        Reader::new(self.format, self.first_call, &self.tools, self.single_call, self.inside_thought, clean)
     }
 }

@@ -52,6 +52,28 @@ fn a_checkpoint_that_is_none() {
 }
 
 #[test]
+fn a_hub_out_of_reach() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let out = dir.path().join("l.safetensors").display().to_string();
+    let args = ["serve", "logits", "hf:org/name", "--tokens", "1,2", "--out", &out];
+    let output = intern(&args)
+        .env("HF_ENDPOINT", "http://127.0.0.1:1")
+        .env("INTERN_CACHE", dir.path())
+        .output()
+        .expect("the binary starts");
+    let words = ["error:", "http://127.0.0.1:1/api/models/org/name", "hint: check the connection"];
+    check_output(&output, 1, &words, "without a hub");
+    let args = ["serve", "logits", "hf:name", "--tokens", "1,2", "--out", &out];
+    check(&args, 1, &["hf:name is no address", "hint: hf:ORG/NAME"]);
+}
+
+#[test]
+fn two_adapters_to_merge() {
+    let args = ["serve", "api", "model.gguf", "--adapter", "one", "--adapter", "two"];
+    check(&args, 1, &["error:", "two adapters", "hint:", "--adapter NAME=DIR"]);
+}
+
+#[test]
 fn a_gguf_that_is_none() {
     let (dir, path) = with_file("x.gguf", b"not a model at all, but long enough to look at");
     let out = dir.path().join("l.safetensors").display().to_string();

@@ -12,6 +12,7 @@ const LEVELS: &[(&str, u32)] = &[
     ("intern-format", 0),
     ("intern-kernels", 0),
     ("intern-comm", 0),
+    ("intern-hub", 1),
     ("intern-tokenizer", 1),
     ("intern-lm", 1),
     ("intern-model", 1),

@@ -1,9 +1,11 @@
-//! Opens the model a command names: a checkpoint directory, a GGUF file, or a URL.
+//! Opens the model a command names: a checkpoint directory, a GGUF file, an address at a hub, or
+//! the URL of a server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use intern_engine::{Engine, EngineConfig};
+use intern_hub::{Address, HubConfig};
 use intern_lm::LanguageModel;
 use intern_lm::remote::Remote;
 use toml::{Table, Value};
@@ -22,7 +24,42 @@ pub fn open(model: &str, adapter: Option<&Path>, engine: &EngineConfig) -> Resul
         };
         return Ok(Box::new(Remote::new(url, name, key)?));
     }
-    Ok(Box::new(Engine::load(Path::new(model), adapter, engine)?))
+    Ok(Box::new(Engine::load(&local(Path::new(model))?, adapter, engine)?))
+}
+
+fn address(model: &Path) -> Result<Option<Address>> {
+    Ok(model.to_str().map(Address::parse).transpose()?.flatten())
+}
+
+/// The name of a model at a hub, without its owner's; `None` for paths.
+pub fn hub_name(model: &Path) -> Result<Option<String>> {
+    let name = |address: Address| address.repository.split('/').next_back().map(str::to_owned);
+    Ok(address(model)?.and_then(name))
+}
+
+/// The path of a model on this machine: fetched first where `model` is an address at a hub.
+///
+/// `HF_ENDPOINT`, `HF_TOKEN`, `MODELSCOPE_ENDPOINT` and `MODELSCOPE_API_TOKEN` are the hubs' own
+/// variables; models are kept below `INTERN_CACHE`, else the user's cache directory.
+pub fn local(model: &Path) -> Result<PathBuf> {
+    let Some(address) = address(model)? else { return Ok(model.to_path_buf()) };
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let cache = variable("INTERN_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")? + "/intern"))
+        .or_else(|| Some(variable("HOME")? + "/.cache/intern"));
+    let Some(cache) = cache else {
+        bail!("there is no place for models\nhint: set INTERN_CACHE to a directory");
+    };
+    let mut config = HubConfig::new(&Path::new(&cache).join("hub"));
+    config.hf_token = variable("HF_TOKEN");
+    config.modelscope_token = variable("MODELSCOPE_API_TOKEN");
+    if let Some(endpoint) = variable("HF_ENDPOINT") {
+        config.hf_endpoint = endpoint;
+    }
+    if let Some(endpoint) = variable("MODELSCOPE_ENDPOINT") {
+        config.modelscope_endpoint = endpoint;
+    }
+    intern_hub::fetch(&address, &config)
 }
 
 /// Takes `model`, `adapter` and `engine` out of a step's settings and opens the model.

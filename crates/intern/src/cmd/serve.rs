@@ -47,9 +47,14 @@ enum ServeCommand {
   intern serve quantize runs/tiny/checkpoint --type q8_0 --out tiny-q8.gguf
   intern serve quantize runs/tiny/checkpoint --type q4_k_m --out tiny-q4km.gguf --json
   intern serve quantize runs/tiny/checkpoint --type q4_0 --imatrix text.txt --scale --out tiny-q4.gguf
-  intern serve quantize tiny-f16.gguf --type q5_k_m --text heldout.txt --out tiny-q5km.gguf")]
+  intern serve quantize tiny-f16.gguf --type q5_k_m --text heldout.txt --out tiny-q5km.gguf
+  intern serve quantize hf:internlm/internlm2-chat-1_8b --type q4_0 --out internlm2.gguf
+
+An address at a hub is hf:ORG/NAME, with a file or a revision hf:ORG/NAME/FILE.gguf@REVISION, or the
+same with modelscope:. HF_TOKEN and HF_ENDPOINT are honoured; files are kept in INTERN_CACHE.")]
 struct QuantizeArgs {
-    /// Checkpoint directory (AWQ and GPTQ ones too), or a GGUF file of F32, F16 or BF16.
+    /// Checkpoint directory (AWQ and GPTQ ones too), a GGUF file of F32, F16 or BF16, or an address
+    /// at a hub.
     model: PathBuf,
     /// Weight type: f16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.
     #[arg(long = "type", value_name = "TYPE")]
@@ -83,7 +88,8 @@ struct QuantizeArgs {
   intern serve chat http://127.0.0.1:8000/v1
   echo 'What is 2 + 3?' | intern serve chat runs/tiny/checkpoint --temperature 0")]
 struct ChatArgs {
-    /// Checkpoint directory, GGUF file, or the URL of an OpenAI-compatible server.
+    /// Checkpoint directory, GGUF file, an address at a hub such as hf:ORG/NAME, or the URL of an
+    /// OpenAI-compatible server.
     model: String,
     /// PEFT adapter merged into local weights.
     #[arg(long)]
@@ -125,7 +131,8 @@ struct ChatArgs {
 API keys may also come from the environment: INTERN_API_KEY=ONE,ANOTHER.
 Open / in a browser to chat; /openapi.json describes every route.")]
 struct ApiArgs {
-    /// Checkpoint directory or GGUF file (may be left out if the config names it).
+    /// Checkpoint directory, GGUF file, or an address at a hub such as hf:ORG/NAME (may be left out
+    /// if the config names it).
     model: Option<PathBuf>,
     /// A TOML file with the server's settings; the flags override it.
     #[arg(long)]
@@ -212,7 +219,7 @@ fn follow(command: ServeCommand) -> Result<()> {
     let (model, adapter, engine) = match command {
         ServeCommand::Chat(args) => {
             let engine = chat_engine(&args);
-            (args.model.into(), args.adapter, engine)
+            (crate::model::local(args.model.as_ref())?, args.adapter, engine)
         }
         ServeCommand::Api(args) => {
             let config = api_config(args)?;
@@ -233,11 +240,11 @@ fn run_quantize(args: QuantizeArgs) -> Result<()> {
     intern_train::interrupt::install();
     intern_progress::set_silent(args.json);
     let config = QuantizeConfig {
-        name: args.name,
+        name: args.name.or(crate::model::hub_name(&args.model)?),
         imatrix: args.imatrix,
         imatrix_tokens: args.imatrix_tokens,
         scale: args.scale,
-        ..QuantizeConfig::new(args.model, args.quant)
+        ..QuantizeConfig::new(crate::model::local(&args.model)?, args.quant)
     };
     let summary = quantize::run(&config, &args.out)?;
     let perplexity = match &args.text {
@@ -349,13 +356,23 @@ fn api_config(args: ApiArgs) -> Result<ApiConfig> {
     if !table.contains_key("model") && !args.sets.iter().any(|s| s.starts_with("model=")) {
         anyhow::bail!("no model named\nhint: intern serve api MODEL, or `model = …` in the config");
     }
-    crate::config::resolve(table, &args.sets, &origin)
+    let mut config: ApiConfig = crate::config::resolve(table, &args.sets, &origin)?;
+    if let Some(name) = crate::model::hub_name(&config.model)? {
+        config.model = crate::model::local(&config.model)?;
+        config.served_name.get_or_insert(name);
+    }
+    Ok(config)
 }
 
 fn run_logits(args: LogitsArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
     let engine = EngineConfig { threads: args.threads, kv_type: args.kv_type, ..EngineConfig::default() };
-    let config = LogitsConfig { model: args.model, adapter: args.adapter, tokens: args.tokens, engine };
+    let config = LogitsConfig {
+        model: crate::model::local(&args.model)?,
+        adapter: args.adapter,
+        tokens: args.tokens,
+        engine,
+    };
     let summary = logits::run(&config, &args.out)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);

@@ -109,7 +109,7 @@ impl BenchArgs {
     pub fn share(self) -> Result<(PathBuf, Option<PathBuf>, EngineConfig)> {
         let engine = self.engine()?;
         let model = self.model.context("only a --model in this process is shared by ranks")?;
-        Ok((model, None, engine))
+        Ok((crate::model::local(&model)?, None, engine))
     }
 }
 
@@ -117,6 +117,7 @@ impl BenchArgs {
 pub fn run(args: BenchArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
     let engine = args.engine()?;
+    let args = BenchArgs { model: args.model.map(|m| crate::model::local(&m)).transpose()?, ..args };
     match &args.model {
         Some(model) if args.requests.is_none() && args.trace.is_none() => {
             run_steps(&args, model.clone(), engine)

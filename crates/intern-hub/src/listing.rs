@@ -1,0 +1,159 @@
+//! What a repository holds at a revision, in the words of each hub.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::download::Client;
+use crate::{Address, Site};
+
+/// A file at a hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RemoteFile {
+    /// In its repository, with slashes.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    pub checksum: Checksum,
+}
+
+/// What a file's bytes must give, in lower-case hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    Sha256(String),
+    /// Of a file in git itself: SHA-1 over `blob SIZE\0` and the bytes.
+    GitBlob(String),
+}
+
+/// A repository's files.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    /// Names this very state.
+    pub commit: String,
+    pub files: Vec<RemoteFile>,
+}
+
+/// The branch that is meant where none is named.
+pub(crate) fn main_branch(site: Site) -> &'static str {
+    match site {
+        Site::HuggingFace => "main",
+        Site::ModelScope => "master",
+    }
+}
+
+/// Where a file of the listed state is, below the endpoint.
+pub(crate) fn url(address: &Address, commit: &str, revision: &str, path: &str) -> String {
+    let repository = &address.repository;
+    match address.site {
+        Site::HuggingFace => format!("/{repository}/resolve/{commit}/{}", escape(path)),
+        Site::ModelScope => format!(
+            "/api/v1/models/{repository}/repo?Revision={}&FilePath={}",
+            escape(revision),
+            escape(path).replace('/', "%2F")
+        ),
+    }
+}
+
+/// Percent-encodes what may not stand in a path; slashes stay.
+fn escape(text: &str) -> String {
+    let keeps = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b);
+    text.bytes().map(|b| if keeps(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// The files of `address` at `revision`.
+pub(crate) fn list(client: &Client, address: &Address, revision: &str) -> Result<Listing> {
+    let listing = match address.site {
+        Site::HuggingFace => list_hugging_face(client, &address.repository, revision)?,
+        Site::ModelScope => list_model_scope(client, &address.repository, revision)?,
+    };
+    let is_plain = |path: &str| {
+        !path.contains('\\') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+    };
+    let is_hex = listing.commit.chars().all(|c| c.is_ascii_hexdigit()) && listing.commit.len() >= 7;
+    ensure!(is_hex, "{}: the hub names the commit {:?}", address.repository, listing.commit);
+    if let Some(file) = listing.files.iter().find(|f| !is_plain(&f.path)) {
+        bail!("{}: the hub lists the path {:?}", address.repository, file.path);
+    }
+    Ok(listing)
+}
+
+fn list_hugging_face(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
+    #[derive(Deserialize)]
+    struct Model {
+        sha: String,
+        siblings: Vec<Sibling>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Sibling {
+        rfilename: String,
+        size: Option<u64>,
+        blob_id: Option<String>,
+        lfs: Option<Lfs>,
+    }
+    #[derive(Deserialize)]
+    struct Lfs {
+        sha256: String,
+        size: u64,
+    }
+    let url =
+        format!("/api/models/{repository}/revision/{}?blobs=true", escape(revision).replace('/', "%2F"));
+    let model: Model = client.json(&url)?;
+    let file = |sibling: Sibling| {
+        let path = sibling.rfilename;
+        let (size, checksum) = match (sibling.lfs, sibling.size, sibling.blob_id) {
+            (Some(lfs), ..) => (lfs.size, Checksum::Sha256(lfs.sha256)),
+            (None, Some(size), Some(id)) => (size, Checksum::GitBlob(id)),
+            _ => bail!("{repository}: the hub tells neither size nor checksum of {path}"),
+        };
+        Ok(RemoteFile { path, size, checksum })
+    };
+    Ok(Listing { commit: model.sha, files: model.siblings.into_iter().map(file).collect::<Result<_>>()? })
+}
+
+fn list_model_scope(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Answer {
+        data: Option<Data>,
+        message: Option<String>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Data {
+        files: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Entry {
+        path: String,
+        #[serde(rename = "Type")]
+        kind: String,
+        #[serde(default)]
+        size: u64,
+        #[serde(default)]
+        sha256: String,
+    }
+    let url = format!("/api/v1/models/{repository}/repo/files?Revision={}&Recursive=true", escape(revision));
+    let answer: Answer = client.json(&url)?;
+    let data = answer
+        .data
+        .with_context(|| format!("{repository}: {}", answer.message.unwrap_or_else(|| "no files".into())))?;
+    let files: Vec<RemoteFile> = data
+        .files
+        .into_iter()
+        .filter(|entry| entry.kind == "blob")
+        .map(|entry| RemoteFile {
+            path: entry.path,
+            size: entry.size,
+            checksum: Checksum::Sha256(entry.sha256.to_lowercase()),
+        })
+        .collect();
+    // The hub does not name the state as a whole; its files do.
+    let mut hasher = blake3::Hasher::new();
+    for file in &files {
+        let Checksum::Sha256(sum) = &file.checksum else { continue };
+        ensure!(sum.len() == 64, "{repository}: the hub tells no checksum of {}", file.path);
+        hasher.update(format!("{}\0{sum}\0", file.path).as_bytes());
+    }
+    Ok(Listing { commit: hasher.finalize().to_hex()[..40].to_owned(), files })
+}

@@ -6,8 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-/// Time between two questions.
-const GLANCE: Duration = Duration::from_millis(10);
+/// Time between two questions: they wake whoever is asked.
+const GLANCE: Duration = Duration::from_millis(25);
 
 /// The listeners of a step's sequences.
 pub(crate) struct Watch<'a> {

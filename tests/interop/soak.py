@@ -7,8 +7,9 @@ usage: soak.py MODEL INTERN_BINARY [--seconds 30] [--trace FILE] [--users 8] [--
 
 Starts `INTERN_BINARY serve api MODEL` itself. Prints one line per tenth of the time, and exits
 with 1 if the server crashed or answered a 5xx, if blocks stay in use, if memory grew by more than
-2 %, or if throughput fell by more than 5 % between the second and the last tenth (both by run
-length: below five minutes they are only shown).
+2 %, or if the tokens per second of processor time fell by more than 5 % between the second and the
+last tenth (both by run length: below five minutes they are only shown). Tokens per second of wall
+time are printed beside them; on a machine that others use they follow the others.
 """
 import argparse
 import json
@@ -77,6 +78,11 @@ def metric(name):
     return float(value)
 
 
+def processor_seconds():
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def request(rng):
     """One request of the trace, on one of the routes."""
     context, generated = rng.choice(trace)
@@ -139,7 +145,7 @@ def user(number):
 users = [threading.Thread(target=user, args=(i,)) for i in range(a.users)]
 [u.start() for u in users]
 history, slowest = [], 0.0
-begin, tokens = time.time(), 0
+begin, tokens, spent = time.time(), 0, 0.0
 for tenth in range(10):
     until = begin + a.seconds * (tenth + 1) / 10
     while time.time() < until and server.poll() is None:
@@ -150,9 +156,11 @@ for tenth in range(10):
     if server.poll() is not None:
         break
     now = metric("intern_generation_tokens_total")
-    history.append(((now - tokens) / (a.seconds / 10), metric("process_resident_memory_bytes") / 2**20))
-    tokens = now
-    print(f"{time.time() - begin:7.0f} s  {history[-1][0]:8.1f} tok/s  {history[-1][1]:7.1f} MiB  {sum(done.values())} requests", flush=True)
+    used = processor_seconds()
+    wall, cpu, memory = (now - tokens) / (a.seconds / 10), (now - tokens) / (used - spent), metric("process_resident_memory_bytes") / 2**20
+    history.append((cpu, memory))
+    tokens, spent = now, used
+    print(f"{time.time() - begin:7.0f} s  {wall:8.1f} tok/s  {cpu:8.1f} tok/CPU s  {memory:7.1f} MiB  {sum(done.values())} requests", flush=True)
 stop.set()
 [u.join() for u in users]
 faults = []
@@ -169,7 +177,7 @@ else:
     if metric("intern_requests_failed_total"):
         faults.append("requests failed inside the server")
     (speed0, memory0), (speed1, memory1) = history[1], history[-1]
-    print(f"memory {memory0:.1f} → {memory1:.1f} MiB ({100 * (memory1 / memory0 - 1):+.1f} %), {speed0:.1f} → {speed1:.1f} tok/s ({100 * (speed1 / speed0 - 1):+.1f} %)")
+    print(f"memory {memory0:.1f} → {memory1:.1f} MiB ({100 * (memory1 / memory0 - 1):+.1f} %), {speed0:.1f} → {speed1:.1f} tok/CPU s ({100 * (speed1 / speed0 - 1):+.1f} %)")
     if a.seconds >= 300 and memory1 > 1.02 * memory0:
         faults.append("memory grew by more than 2 %")
     if a.seconds >= 300 and speed1 < 0.95 * speed0:

@@ -88,6 +88,7 @@ pub struct Summary {
 /// # Errors
 /// If the model or the calibration text cannot be read, or the file cannot be written.
 pub fn run(config: &QuantizeConfig, out_file: &Path) -> Result<Summary> {
+    let input = Input::open(&config.model)?;
     let mut inputs = BTreeMap::new();
     for path in std::iter::once(&config.model).chain(&config.imatrix) {
         inputs.insert(path.display().to_string(), provenance::hash_path(path)?);
@@ -103,7 +104,7 @@ pub fn run(config: &QuantizeConfig, out_file: &Path) -> Result<Summary> {
     if out_file.is_file() {
         provenance::clear(out_file)?;
     }
-    let summary = write(config, out_file)?;
+    let summary = write(config, &input, out_file)?;
     let counts = BTreeMap::from([("summary".to_owned(), serde_json::to_value(&summary)?)]);
     let name = out_file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     let record = Provenance {
@@ -118,20 +119,19 @@ pub fn run(config: &QuantizeConfig, out_file: &Path) -> Result<Summary> {
     Ok(summary)
 }
 
-fn write(run: &QuantizeConfig, out_file: &Path) -> Result<Summary> {
-    let input = Input::open(&run.model)?;
+fn write(run: &QuantizeConfig, input: &Input, out_file: &Path) -> Result<Summary> {
     ensure!(
         !run.scale || run.imatrix.is_some(),
         "scaling looks at activations, and there is no calibration text\nhint: add --imatrix TEXT"
     );
     let measured = match &run.imatrix {
-        Some(text) if run.quant.is_coarse() => Some(importance::measure(&input, text, run.imatrix_tokens)?),
+        Some(text) if run.quant.is_coarse() => Some(importance::measure(input, text, run.imatrix_tokens)?),
         _ => None,
     };
     let facts = Facts { weighted: measured.is_some(), ..input.facts() };
-    let (plans, warnings) = plan(&input, run.quant, facts)?;
+    let (plans, warnings) = plan(input, run.quant, facts)?;
     let scaling = match &measured {
-        Some((importances, _)) if run.scale => scale::search(&input, &plans, facts.num_layers, importances)?,
+        Some((importances, _)) if run.scale => scale::search(input, &plans, facts.num_layers, importances)?,
         _ => Scaling::default(),
     };
 
@@ -163,7 +163,7 @@ fn write(run: &QuantizeConfig, out_file: &Path) -> Result<Summary> {
     for (tensor, ty) in &plans {
         progress.set_message(&tensor.name);
         let encoder = Encoder::new(tensor, *ty, measured.as_ref().map(|m| &m.0), &scaling);
-        encoder.write(&input, &mut writer, &progress)?;
+        encoder.write(input, &mut writer, &progress)?;
         *tensors.entry(ty.name().to_owned()).or_default() += 1;
     }
     writer.finish()?;

@@ -53,6 +53,13 @@ fn from_pages_to_agent_and_again_for_nothing() {
     }
     assert!(!report.contains("src=\"http") && !report.contains("<script"), "the report is self-contained");
 
+    let plot = dir.path().join("plot.svg");
+    let runs = [out.join("base"), out.join("lora")].map(|run| run.to_string_lossy().into_owned());
+    let table = ok(&["train", "plot", &runs[0], &runs[1], "--out", plot.to_str().expect("a plain path")]);
+    assert!(table.contains("base") && table.contains("lora"), "{table}");
+    let picture = std::fs::read_to_string(plot).expect("the plot is written");
+    assert!(picture.starts_with("<svg") && picture.contains("grad_norm"), "{picture}");
+
     let before = hashes(&out, &[".lock"]);
     let start = Instant::now();
     let second = run(&out);

@@ -10,4 +10,5 @@ pub mod help;
 pub mod run;
 pub mod serve;
 pub mod train;
+mod train_plot;
 pub mod tune;

@@ -27,6 +27,8 @@ enum TrainCommand {
     Run(RunArgs),
     /// Rewrites a checkpoint in another layout, with the same weights.
     Convert(ConvertArgs),
+    /// Draws the curves of one run, or of several over each other, as an SVG file.
+    Plot(super::train_plot::PlotArgs),
 }
 
 #[derive(Args)]
@@ -84,6 +86,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     match args.command {
         TrainCommand::Run(args) => train(&args),
         TrainCommand::Convert(args) => convert_layout(&args),
+        TrainCommand::Plot(args) => super::train_plot::run(&args),
     }
 }
 

@@ -4,7 +4,7 @@
 //! `metrics.jsonl` of training, the `results.json` of evaluations and agent runs, and
 //! one transcript from `events.jsonl`. No scripts, no outside resources.
 
-mod chart;
+pub mod chart;
 mod sections;
 
 use std::path::Path;

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::chart::{Series, lines};
+use super::chart::{From, Series, lines};
 use super::escape;
 use crate::lifecycle::{Recipe, State, Step};
 
@@ -117,19 +117,20 @@ pub fn losses(recipe: &Recipe) -> Result<String> {
     let mut out = String::new();
     for step in recipe.steps.iter().filter(|s| s.command == "train run" || s.command == "tune run") {
         let metrics = json_lines(&recipe.dir(step).join("metrics.jsonl"))?;
-        let series = |key: &str, name: &str| Series {
-            name: name.into(),
-            points: metrics.iter().filter_map(|m| Some((m["step"].as_f64()?, m[key].as_f64()?))).collect(),
+        let series = |key: &str, name: &str, colour| {
+            let points =
+                metrics.iter().filter_map(|m| Some((m["step"].as_f64()?, m[key].as_f64()?))).collect();
+            Series::new(name, colour, points)
         };
-        let all: Vec<Series> = [series("loss", "training loss"), series("valid_loss", "held-out loss")]
+        let all: Vec<Series> = [series("loss", "training loss", 0), series("valid_loss", "held-out loss", 1)]
             .into_iter()
             .filter(|s| !s.points.is_empty())
             .collect();
-        let chart = lines(&all, "step");
+        let chart = lines(&all, "step", From::Zero);
         if !chart.is_empty() {
             let _ = writeln!(out, "<h2>Loss: {}</h2>\n{chart}", escape(&step.name));
         }
-        let held: Vec<(f64, f64)> = series("valid_loss", "").points;
+        let held: Vec<(f64, f64)> = series("valid_loss", "", 1).points;
         if let (Some(first), Some(last)) = (held.first(), held.last()) {
             let _ = writeln!(
                 out,

@@ -28,10 +28,38 @@ const BLOCK: usize = 16_384;
 /// Updates parameters `p` and moments `m`, `v` from gradient `g`, all of one length.
 pub fn step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: &Update) {
     assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len(), "slices of one length");
+    let constants = constants(update);
+    p.par_chunks_mut(BLOCK)
+        .zip(g.par_chunks(BLOCK))
+        .zip(m.par_chunks_mut(BLOCK))
+        .zip(v.par_chunks_mut(BLOCK))
+        .for_each(|(((p, g), m), v)| block(p, g, m, v, &constants));
+}
+
+/// As [`step`], from a gradient in fixed point; see [`super::fixed`].
+pub fn step_fixed(p: &mut [f32], g: &[i64], unit: f32, m: &mut [f32], v: &mut [f32], update: &Update) {
+    assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len(), "slices of one length");
+    let constants = constants(update);
+    p.par_chunks_mut(BLOCK)
+        .zip(g.par_chunks(BLOCK))
+        .zip(m.par_chunks_mut(BLOCK))
+        .zip(v.par_chunks_mut(BLOCK))
+        .for_each_init(
+            || vec![0.0f32; BLOCK],
+            |floats, (((p, g), m), v)| {
+                let floats = &mut floats[..g.len()];
+                super::fixed::to_floats(g, unit, floats);
+                block(p, floats, m, v, &constants);
+            },
+        );
+}
+
+/// What every element's update shares.
+fn constants(update: &Update) -> [f32; 9] {
     let u = *update;
     let correct1 = 1.0 - u.beta1.powi(u.step.min(i32::MAX as u64) as i32);
     let correct2 = 1.0 - u.beta2.powi(u.step.min(i32::MAX as u64) as i32);
-    let constants = [
+    [
         u.grad_scale as f32,
         u.beta1 as f32,
         (1.0 - u.beta1) as f32,
@@ -41,12 +69,7 @@ pub fn step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], update: &Upd
         (u.lr / correct1) as f32,
         (1.0 / correct2.sqrt()) as f32,
         u.eps as f32,
-    ];
-    p.par_chunks_mut(BLOCK)
-        .zip(g.par_chunks(BLOCK))
-        .zip(m.par_chunks_mut(BLOCK))
-        .zip(v.par_chunks_mut(BLOCK))
-        .for_each(|(((p, g), m), v)| block(p, g, m, v, &constants));
+    ]
 }
 
 multiversion! {

@@ -12,6 +12,7 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod fixed;
 pub mod gemm;
 pub mod math;
 pub mod memory;

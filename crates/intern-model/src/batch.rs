@@ -82,14 +82,16 @@ impl Batch {
     /// For every token, the index in its row of its document's first token; `(b, t)`.
     #[must_use]
     pub fn starts(&self) -> Vec<u32> {
-        let mut out = Vec::with_capacity(self.b * self.t);
-        for starts in &self.doc_starts {
-            let ends = starts.iter().skip(1).copied().chain([self.t]);
-            for (&start, end) in starts.iter().zip(ends) {
-                out.extend(std::iter::repeat_n(start as u32, end - start));
-            }
-        }
-        out
+        (0..self.b).flat_map(|row| self.starts_of(row)).collect()
+    }
+
+    /// As [`Self::starts`], of one row; `(t,)`.
+    #[must_use]
+    pub fn starts_of(&self, row: usize) -> Vec<u32> {
+        let starts = &self.doc_starts[row];
+        let ends = starts.iter().skip(1).copied().chain([self.t]);
+        let spread = |(&start, end): (&usize, usize)| std::iter::repeat_n(start as u32, end - start);
+        starts.iter().zip(ends).flat_map(spread).collect()
     }
 
     /// Length of the longest document: one more than the largest position.

@@ -2,11 +2,13 @@
 //! InternLM3, Llama, Mistral, Qwen2 and Qwen3, differentiable by candle's autograd.
 //!
 //! `config` and `weights` say what a checkpoint holds, `transformer` is the model, `ops` its
-//! operations with their gradients (kernels live in `intern-kernels::train`), `lora` trains small
+//! operations with their gradients (kernels live in `intern-kernels::train`), `backprop` the same
+//! without autograd, for training, `lora` trains small
 //! matrices beside frozen weights, `convert` maps between layouts, `calibrate` looks at a
 //! model's activations. Knows checkpoints and batches;
 //! no task, no server, no optimizer.
 
+pub mod backprop;
 pub mod batch;
 pub mod calibrate;
 pub mod checkpoint;

@@ -25,10 +25,10 @@ pub struct Transformer {
     vars: Vec<(String, Var)>,
     pub(crate) adapters: Vec<(String, Var)>,
     pub(crate) lora: Option<crate::lora::LoraConfig>,
-    embedding: Tensor, // (V, C)
+    pub(crate) embedding: Tensor, // (V, C)
     pub(crate) layers: Vec<Layer>,
-    norm: Tensor, // (C,)
-    head: Tensor, // (V, C)
+    pub(crate) norm: Tensor, // (C,)
+    pub(crate) head: Tensor, // (V, C)
 }
 
 /// A summed loss and the number of targets it sums over.
@@ -41,18 +41,19 @@ pub struct LossSum {
 
 /// One decoder layer.
 pub(crate) struct Layer {
-    attention_norm: Tensor, // (C,)
-    qkv: Qkv,
-    qk_norm: Option<(Tensor, Tensor)>, // (D,) each
-    o: Linear,                         // (C, H D)
-    ffn_norm: Tensor,                  // (C,)
-    gate: Linear,                      // (F, C)
-    up: Linear,                        // (F, C)
-    down: Linear,                      // (C, F)
-    window: Option<usize>,
+    pub attention_norm: Tensor, // (C,)
+    pub qkv: Qkv,
+    pub qk_norm: Option<(Tensor, Tensor)>, // (D,) each
+    pub o: Linear,                         // (C, H D)
+    pub ffn_norm: Tensor,                  // (C,)
+    pub gate: Linear,                      // (F, C)
+    pub up: Linear,                        // (F, C)
+    pub down: Linear,                      // (C, F)
+    pub window: Option<usize>,
 }
 
-enum Qkv {
+/// The projections into attention.
+pub(crate) enum Qkv {
     Fused(Linear),
     Separate([Linear; 3]),
 }

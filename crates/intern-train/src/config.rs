@@ -21,9 +21,21 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Sequences per update.
     pub batch_size: usize,
-    /// Sequences per forward pass; gradients of the passes are summed (default: `batch_size`).
+    /// Most sequences a process works on at once, one to a thread (default: `batch_size`). Costs
+    /// memory and changes no bit of the result.
     #[serde(default)]
     pub micro_batch: Option<usize>,
+    /// Sequences of the first updates, where the batch grows to `batch_size` (default: it does not).
+    #[serde(default)]
+    pub batch_rampup: Option<Rampup>,
+    /// Share of the layers whose activations are computed a second time in the backward pass
+    /// instead of kept: 0 for none (default), 1 for all. Changes no bit of the result.
+    #[serde(default)]
+    pub recompute: f64,
+    /// Factor of the squared log-partition added to the loss that is minimized, against drifting
+    /// logits; 1e-4 is usual (default 0).
+    #[serde(default)]
+    pub z_loss: f64,
     /// Decides the initial weights and the order of the data (default 0).
     #[serde(default)]
     pub seed: u64,
@@ -53,6 +65,33 @@ pub struct TrainConfig {
     /// How the learning rate moves.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// How the work is shared out. Changes no bit of the result; a run may continue under another.
+    #[serde(default)]
+    pub parallel: ParallelConfig,
+}
+
+/// `[parallel]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelConfig {
+    /// Ranks that share the sequences of an update: threads with a copy of the weights each, or
+    /// the processes `mpirun` started (default: those, or 1).
+    pub data: Option<usize>,
+    /// 1 (default): each rank keeps the optimizer's moments of its share of the weights only, and
+    /// updates those (ZeRO-1; Rajbhandari et al., 2020). 0: every rank keeps and updates all.
+    pub zero: Option<u8>,
+}
+
+/// `batch_rampup`: updates start with few sequences, so that early ones are cheap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rampup {
+    /// Sequences of the first update.
+    pub start: usize,
+    /// Sequences added each time.
+    pub increment: usize,
+    /// Updates after which they are added.
+    pub every: u64,
 }
 
 /// `[model]`: either the shape of a new model, or `init_from`.
@@ -192,7 +231,7 @@ pub struct Plan {
     pub steps: u64,
     /// Sequences per update.
     pub batch_size: usize,
-    /// Sequences per forward pass.
+    /// Most sequences at once.
     pub micro_batch: usize,
     /// Updates between validation losses; `None` for only before and after.
     pub eval_every: Option<u64>,
@@ -204,6 +243,14 @@ pub struct Plan {
     pub optimizer: OptimizerConfig,
     /// Learning rate by update.
     pub schedule: Schedule,
+    /// How the batch grows to `batch_size`.
+    pub batch_rampup: Option<Rampup>,
+    /// Share of the layers whose activations are computed twice.
+    pub recompute: f64,
+    /// Factor of the squared log-partition.
+    pub z_loss: f64,
+    /// Each rank has the moments of its share of the weights only.
+    pub zero: bool,
 }
 
 /// What [`Plan::new`] checks; the fields carry the names of the TOML keys.
@@ -254,7 +301,27 @@ impl Plan {
             keep_last: args.keep_last,
             optimizer: o.clone(),
             schedule: args.schedule.resolve(steps)?,
+            batch_rampup: None,
+            recompute: 0.0,
+            z_loss: 0.0,
+            zero: true,
         })
+    }
+
+    /// The sequences of update `step` (from 0): the number of the first, and how many.
+    #[must_use]
+    pub fn sequences(&self, step: u64) -> (u64, usize) {
+        let full = self.batch_size as u64;
+        let Some(Rampup { start, increment, every }) = self.batch_rampup else {
+            return (step * full, self.batch_size);
+        };
+        let (start, increment) = (start as u64, increment as u64);
+        // Whole periods below the full batch, then full batches.
+        let periods = (full.saturating_sub(start)).div_ceil(increment);
+        let done = (step / every).min(periods);
+        let grown = every * (done * start + increment * done * done.saturating_sub(1) / 2);
+        let now = if done == periods { full } else { start + increment * done };
+        (grown + (step - done * every) * now, now as usize)
     }
 }
 
@@ -262,7 +329,32 @@ impl TrainConfig {
     /// The loop's settings; errors name the key.
     pub fn plan(&self) -> Result<Plan> {
         ensure!(self.data.seq_len > 0, "data.seq_len is 0, expected at least 1");
-        Plan::new(&PlanArgs {
+        ensure!(
+            (0.0..=1.0).contains(&self.recompute),
+            "recompute is {}, expected 0 to 1\nhint: it is a share of the layers",
+            self.recompute
+        );
+        ensure!(
+            self.z_loss >= 0.0 && self.z_loss.is_finite(),
+            "z_loss is {}, expected at least 0",
+            self.z_loss
+        );
+        if let Some(Rampup { start, increment, every }) = self.batch_rampup {
+            ensure!(
+                start > 0 && increment > 0 && every > 0 && start <= self.batch_size,
+                "batch_rampup: start {start}, increment {increment}, every {every}; expected at least 1 each, and \
+                 start at most batch_size = {}",
+                self.batch_size
+            );
+        }
+        let ParallelConfig { data, zero } = self.parallel;
+        ensure!(data != Some(0), "parallel.data is 0, expected at least 1");
+        ensure!(
+            zero.is_none_or(|z| z <= 1),
+            "parallel.zero is {}\nhint: 1 shards the optimizer's moments, 0 nothing",
+            zero.unwrap_or(0)
+        );
+        let plan = Plan::new(&PlanArgs {
             steps: self.steps,
             batch_size: self.batch_size,
             micro_batch: self.micro_batch,
@@ -271,6 +363,13 @@ impl TrainConfig {
             keep_last: self.keep_last,
             optimizer: &self.optimizer,
             schedule: &self.schedule,
+        })?;
+        Ok(Plan {
+            batch_rampup: self.batch_rampup,
+            recompute: self.recompute,
+            z_loss: self.z_loss,
+            zero: zero != Some(0),
+            ..plan
         })
     }
 

@@ -17,7 +17,8 @@ use serde_json::Value;
 use crate::state;
 
 /// Settings that change what is kept and seen, but no weight.
-const INCIDENTAL: [&str; 3] = ["eval_every", "save_every", "keep_last"];
+const INCIDENTAL: [&str; 6] =
+    ["eval_every", "save_every", "keep_last", "micro_batch", "recompute", "parallel"];
 /// What a run writes, apart from its metrics.
 const OUTPUTS: [&str; 3] = ["checkpoint", "adapter", "trainer"];
 

@@ -5,10 +5,12 @@
 //! settings and inputs: the same bytes come out whatever the number of threads and however
 //! often it is killed and started again. Knows no task and no server.
 
+pub mod bench;
 pub mod config;
 pub mod data;
 pub mod interrupt;
 pub mod job;
+pub mod lanes;
 pub mod memory;
 pub mod optimizer;
 pub mod params;

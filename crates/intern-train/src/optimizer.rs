@@ -1,48 +1,64 @@
 //! AdamW (Loshchilov and Hutter, 2019) in place, one pass over each parameter, with moments
 //! that can be saved; the update itself is `intern_kernels::train::adamw`.
 
+use std::ops::Range;
+
 use anyhow::Result;
 use intern_kernels::train::adamw;
 
 use crate::config::OptimizerConfig;
-use crate::params::{Gradients, Params};
+use crate::params::Params;
 
-/// AdamW's state for a set of parameters.
+/// AdamW's state for a range of the flat parameters: a rank's share of them, or all.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     config: OptimizerConfig,
-    /// Running mean of the gradient, flat.
+    range: Range<usize>,
+    /// Running mean of the gradient, of the range.
     pub(crate) mean: Vec<f32>,
-    /// Running mean of its square, flat.
+    /// Running mean of its square, of the range.
     pub(crate) square: Vec<f32>,
 }
 
 impl AdamW {
-    /// Zero moments for parameters laid out as `params`.
+    /// Zero moments for the elements `range` of the flat parameters.
     #[must_use]
-    pub fn new(config: &OptimizerConfig, params: &Params) -> Self {
-        let zeros = || vec![0.0; params.num_elements()];
-        Self { config: config.clone(), mean: zeros(), square: zeros() }
+    pub fn new(config: &OptimizerConfig, range: Range<usize>) -> Self {
+        let zeros = || vec![0.0; range.len()];
+        Self { config: config.clone(), mean: zeros(), square: zeros(), range }
     }
 
-    /// Makes update `step` (from 1) at rate `lr`; gradients are multiplied by `grad_scale` first.
+    /// The elements of the flat parameters this updates.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Makes update `step` (from 1) at rate `lr` with gradients `sums * unit * grad_scale`; `sums`
+    /// covers all parameters.
     pub fn step(
         &mut self,
         params: &Params,
-        gradients: &Gradients,
+        (sums, unit): (&[i64], f32),
         step: u64,
         lr: f64,
         grad_scale: f64,
     ) -> Result<()> {
         let [beta1, beta2] = self.config.betas;
         for param in params.list() {
+            let (from, to) = (param.offset.max(self.range.start), param.end().min(self.range.end));
+            if from >= to {
+                continue;
+            }
             let weight_decay = if param.decays() { self.config.weight_decay } else { 0.0 };
             let update =
                 adamw::Update { lr, beta1, beta2, eps: self.config.eps, weight_decay, grad_scale, step };
-            let range = param.offset..param.offset + param.len;
-            let (mean, square) = (&mut self.mean[range.clone()], &mut self.square[range]);
-            let gradient = gradients.of(param);
-            param.update(|p| adamw::step(p, gradient, mean, square, &update))?;
+            let own = from - self.range.start..to - self.range.start;
+            let (mean, square) = (&mut self.mean[own.clone()], &mut self.square[own]);
+            let within = from - param.offset..to - param.offset;
+            param.update(|p| {
+                adamw::step_fixed(&mut p[within], &sums[from..to], unit, mean, square, &update);
+            })?;
         }
         Ok(())
     }
@@ -58,23 +74,12 @@ pub fn clip(norm: f64, limit: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor, Var};
+    use candle_core::{Device, Var};
+    use intern_kernels::train::fixed::{self, FixedSum};
     use serde_json::Value;
 
     fn floats(value: &Value) -> Vec<f32> {
         value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
-    }
-
-    /// Gradients with the given values: those of the sum of `parameter * value`.
-    fn gradients(params: &Params, values: &[Vec<f32>]) -> Gradients {
-        let mut sum = Tensor::new(0f32, &Device::Cpu).unwrap();
-        for (param, values) in params.list().iter().zip(values) {
-            let values = Tensor::from_slice(values, param.var.dims(), &Device::Cpu).unwrap();
-            sum = (sum + (param.var.as_tensor() * values).unwrap().sum_all().unwrap()).unwrap();
-        }
-        let mut gradients = Gradients::new(params);
-        gradients.add(params, &mut sum.backward().unwrap()).unwrap();
-        gradients
     }
 
     #[test]
@@ -88,30 +93,26 @@ mod tests {
             (tensors[0][i].as_str().unwrap().to_string(), var)
         });
         let params = Params::new(vars.collect()).unwrap();
-        let mut optimizer = AdamW::new(&config, &params);
+        // As on two ranks, each with a share of the elements.
+        let (all, cut) = (params.num_elements(), params.num_elements() / 3);
+        let mut ranks = [AdamW::new(&config, 0..cut), AdamW::new(&config, cut..all)];
+        let mut sums = FixedSum::new(all);
         for (i, step) in golden["steps"].as_array().unwrap().iter().enumerate() {
             let values: Vec<Vec<f32>> = step["gradients"].as_array().unwrap().iter().map(floats).collect();
-            let gradients = gradients(&params, &values);
-            let norm = gradients.norm();
+            sums.begin(1);
+            sums.add(0, 1, &values.concat());
+            let unit = sums.unit();
+            let norm = fixed::squares(sums.sums()).iter().sum::<f64>().sqrt() * f64::from(unit);
             assert!((norm - step["norm"].as_f64().unwrap()).abs() < 1e-6 * norm);
-            optimizer
-                .step(&params, &gradients, i as u64 + 1, config.lr, clip(norm, config.grad_clip))
-                .unwrap();
+            for rank in &mut ranks {
+                let scale = clip(norm, config.grad_clip);
+                rank.step(&params, (sums.sums(), unit), i as u64 + 1, config.lr, scale).unwrap();
+            }
             for (param, expect) in params.list().iter().zip(step["after"].as_array().unwrap()) {
                 for (ours, theirs) in param.to_vec().unwrap().iter().zip(floats(expect)) {
                     assert!((ours - theirs).abs() < 1e-6, "{} step {i}: {ours}, not {theirs}", param.name);
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_parameter_off_the_path_to_the_loss_is_an_error() {
-        let var = || Var::zeros(2, candle_core::DType::F32, &Device::Cpu).unwrap();
-        let (used, unused) = (var(), var());
-        let params = Params::new(vec![("used".into(), used.clone()), ("unused".into(), unused)]).unwrap();
-        let mut store = used.sum_all().unwrap().backward().unwrap();
-        let error = Gradients::new(&params).add(&params, &mut store).unwrap_err().to_string();
-        assert!(error.contains("unused received no gradient"), "{error}");
     }
 }

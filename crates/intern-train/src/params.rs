@@ -2,12 +2,10 @@
 //! gradients and optimizer moments.
 
 use anyhow::{Context, Result, ensure};
-use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Var};
-use rayon::prelude::*;
-
-/// Elements one task takes; fixed, so that sums are folded alike for any thread count.
-const CHUNK: usize = 1 << 16;
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Var};
+use intern_comm::Comm;
+use intern_kernels::train::fixed::FixedSum;
+use intern_model::backprop::Sink;
 
 /// One trained tensor.
 #[derive(Clone, Debug)]
@@ -23,6 +21,12 @@ pub struct Param {
 }
 
 impl Param {
+    /// One past its last element in the flat buffers.
+    #[must_use]
+    pub fn end(&self) -> usize {
+        self.offset + self.len
+    }
+
     /// Whether weight decay applies: matrices, but neither embeddings nor what is tied to them.
     #[must_use]
     pub fn decays(&self) -> bool {
@@ -88,6 +92,23 @@ impl Params {
         &self.list
     }
 
+    /// Gives every rank part `r` of the flat parameters as rank `r` has it; part `r` is
+    /// `cuts[r]..cuts[r + 1]`.
+    pub fn gather(&self, comm: &Comm, cuts: &[usize]) -> Result<()> {
+        if comm.size() == 1 {
+            return Ok(());
+        }
+        for param in &self.list {
+            // The parts of this tensor; most lie on one rank.
+            let own: Vec<usize> =
+                cuts.iter().map(|c| c.clamp(&param.offset, &param.end()) - param.offset).collect();
+            let mut result = Ok(());
+            param.update(|p| result = comm.all_gather(p, &own))?;
+            result?;
+        }
+        Ok(())
+    }
+
     /// Elements of all together.
     #[must_use]
     pub fn num_elements(&self) -> usize {
@@ -95,76 +116,26 @@ impl Params {
     }
 }
 
-/// The gradient of one update, summed over its forward passes, flat.
-#[derive(Clone, Debug)]
+/// The gradients of one update: order-free sums, flat like the parameters.
 pub struct Gradients {
-    flat: Vec<f32>,
-    empty: bool,
+    /// One sum per element.
+    pub sums: FixedSum,
+    offsets: Vec<usize>,
 }
 
 impl Gradients {
-    /// No gradient yet, for parameters laid out as `params`.
+    /// For parameters laid out as `params`.
     #[must_use]
     pub fn new(params: &Params) -> Self {
-        Self { flat: vec![0.0; params.num_elements()], empty: true }
-    }
-
-    /// Forgets the last update's gradient.
-    pub fn clear(&mut self) {
-        self.empty = true;
-    }
-
-    /// Adds one backward pass; a parameter without a gradient is an error, never a silent zero.
-    pub fn add(&mut self, params: &Params, store: &mut GradStore) -> Result<()> {
-        for param in params.list() {
-            let grad = store.remove(&param.var).with_context(|| {
-                format!("{} received no gradient; its path to the loss is cut", param.name)
-            })?;
-            let grad = grad.contiguous()?;
-            let (storage, layout) = grad.storage_and_layout();
-            let (Storage::Cpu(CpuStorage::F32(all)), Some((start, end))) =
-                (&*storage, layout.contiguous_offsets())
-            else {
-                anyhow::bail!("the gradient of {} is not f32 on the CPU", param.name);
-            };
-            ensure!(end - start == param.len, "the gradient of {} has {} elements", param.name, end - start);
-            let into = &mut self.flat[param.offset..param.offset + param.len];
-            if self.empty {
-                into.copy_from_slice(&all[start..end]);
-            } else {
-                into.par_chunks_mut(CHUNK).zip(all[start..end].par_chunks(CHUNK)).for_each(|(into, from)| {
-                    for (a, b) in into.iter_mut().zip(from) {
-                        *a += b;
-                    }
-                });
-            }
+        Self {
+            sums: FixedSum::new(params.num_elements()),
+            offsets: params.list().iter().map(|p| p.offset).collect(),
         }
-        self.empty = false;
-        Ok(())
     }
+}
 
-    /// The gradient of one parameter.
-    #[must_use]
-    pub fn of(&self, param: &Param) -> &[f32] {
-        &self.flat[param.offset..param.offset + param.len]
-    }
-
-    /// Euclidean norm over all parameters, summed in f64 in a fixed order.
-    #[must_use]
-    pub fn norm(&self) -> f64 {
-        let squares = |chunk: &[f32]| {
-            // Eight lanes, so the compiler may vectorize without reordering.
-            let mut lanes = [0.0f64; 8];
-            let mut groups = chunk.chunks_exact(8);
-            for group in &mut groups {
-                for (lane, x) in lanes.iter_mut().zip(group) {
-                    *lane += f64::from(*x) * f64::from(*x);
-                }
-            }
-            let tail: f64 = groups.remainder().iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-            lanes.iter().sum::<f64>() + tail
-        };
-        let sums: Vec<f64> = self.flat.par_chunks(CHUNK).map(squares).collect();
-        sums.iter().sum::<f64>().sqrt()
+impl Sink for Gradients {
+    fn add(&self, param: usize, at: usize, tokens: usize, values: &[f32]) {
+        self.sums.add(self.offsets[param] + at, tokens, values);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
+use intern_comm::Comm;
 use intern_format::atomic::{self, AtomicDir};
 use intern_format::shards;
 use intern_model::Transformer;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::config::{TrainConfig, WeightType};
 use crate::data::{self, ShardSource};
+use crate::interrupt;
 use crate::job::Job;
 use crate::params::Params;
 use crate::trainer::Trainer;
@@ -49,12 +51,53 @@ pub fn run(config: &TrainConfig, out: &Path) -> Result<Summary> {
 
 /// [`run`], ending as if interrupted after update `stop_after`.
 pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> Result<Summary> {
+    let asked = config.parallel.data;
+    if let Some(comm) = intern_comm::world()? {
+        ensure!(
+            asked.is_none_or(|n| n == comm.size()),
+            "parallel.data is {}, but the launcher started {} processes\nhint: leave parallel.data out",
+            asked.unwrap_or(0),
+            comm.size()
+        );
+        let result = run_rank(config, out, stop_after, &comm);
+        if let Err(error) = &result
+            && interrupt::exit_code().is_none()
+        {
+            comm.abandon(&format!("{error:#}"));
+        }
+        return result;
+    }
+    match asked.unwrap_or(1) {
+        1 => run_rank(config, out, stop_after, &Comm::alone()),
+        ranks => {
+            let threads = (rayon::current_num_threads() / ranks).max(1);
+            let summaries = intern_comm::threads::run(ranks, |comm| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+                pool.install(|| run_rank(config, out, stop_after, comm))
+            })?;
+            Ok(summaries.into_iter().next().expect("at least two ranks"))
+        }
+    }
+}
+
+/// What one of the ranks does; rank 0 writes `out`.
+fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, comm: &Comm) -> Result<Summary> {
     let plan = config.plan()?;
     let tokenizer_path = config.tokenizer_path()?;
     let tokenizer = Tokenizer::from_path(tokenizer_path).context("tokenizer")?;
     let shape = config.model.resolve(&tokenizer, config.data.seq_len)?;
     let job = job(config, out)?;
-    if let Some(summary) = job.begin()? {
+    let is_root = comm.rank() == 0;
+    // Rank 0 prepares the directory before the others look at it.
+    let mut summary = None;
+    if is_root {
+        summary = job.begin()?;
+    }
+    comm.barrier()?;
+    if !is_root {
+        summary = job.finished()?;
+    }
+    if let Some(summary) = summary {
         return Ok(summary);
     }
 
@@ -69,14 +112,12 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
     let params = Params::new(model.trainable_vars())?;
     let parameters = params.num_elements();
 
-    let mut trainer = Trainer::new(&model, params, &plan, &job)?;
+    let mut trainer = Trainer::on(comm, &model, params, &plan, &job)?;
     trainer.stop_after = stop_after;
     let outcome = trainer.train("train", &source, &valid)?;
     drop(trainer);
 
     let checkpoint = out.join("checkpoint");
-    let end_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-    export(&model, &tokenizer, config.dtype, &end_ids, &checkpoint)?;
     let summary = Summary {
         steps: outcome.steps,
         tokens: outcome.tokens,
@@ -85,9 +126,14 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
         first_valid_loss: outcome.first_valid_loss,
         valid_loss: outcome.valid_loss,
         tokens_per_second: outcome.tokens_per_second,
-        checkpoint,
+        checkpoint: checkpoint.clone(),
     };
-    job.finish(&["checkpoint"], &summary)?;
+    if is_root {
+        let end_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        export(&model, &tokenizer, config.dtype, &end_ids, &checkpoint)?;
+        job.finish(&["checkpoint"], &summary)?;
+    }
+    comm.barrier()?;
     Ok(summary)
 }
 

@@ -74,8 +74,10 @@ pub fn newest(trainer: &Path, fingerprint: &str) -> Result<Option<(State, PathBu
     Ok((state.fingerprint == fingerprint).then_some((state, dir)))
 }
 
-/// Writes `trainer/step-N`.
-pub fn save(trainer: &Path, state: &State, params: &Params, optimizer: &AdamW) -> Result<()> {
+/// Writes `trainer/step-N`: parameters, and the moments of all of them, flat.
+///
+/// Nothing tells how many ranks there were, so any number can go on.
+pub fn save(trainer: &Path, state: &State, params: &Params, [mean, square]: [&[f32]; 2]) -> Result<()> {
     let target = trainer.join(format!("step-{}", state.step));
     let dir = AtomicDir::create(&target)?;
     let mut weights = Vec::with_capacity(params.list().len());
@@ -84,8 +86,8 @@ pub fn save(trainer: &Path, state: &State, params: &Params, optimizer: &AdamW) -
         let shape = param.var.dims().to_vec();
         let values = to_bytes(&param.to_vec()?).into_owned();
         weights.push((param.name.clone(), DType::F32, shape.clone(), Cow::Owned(values)));
-        let range = param.offset..param.offset + param.len;
-        for (kind, flat) in [("mean", &optimizer.mean), ("square", &optimizer.square)] {
+        let range = param.offset..param.end();
+        for (kind, flat) in [("mean", mean), ("square", square)] {
             let bytes = to_bytes(&flat[range.clone()]);
             moments.push((format!("{kind}.{}", param.name), DType::F32, shape.clone(), bytes));
         }
@@ -96,29 +98,34 @@ pub fn save(trainer: &Path, state: &State, params: &Params, optimizer: &AdamW) -
     dir.commit().with_context(|| format!("saving step {}", state.step))
 }
 
-/// Reads parameters and moments back from `dir`, a directory [`save`] wrote.
+/// Reads the parameters, and the moments of the range `optimizer` has, back from `dir`, a
+/// directory [`save`] wrote.
 pub fn restore(dir: &Path, params: &Params, optimizer: &mut AdamW) -> Result<()> {
     let weights = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let moments = SafetensorsFile::open(&dir.join("optimizer.safetensors"))?;
-    let read = |file: &SafetensorsFile, name: &str, into: &mut [f32]| -> Result<()> {
+    let read = |file: &SafetensorsFile, name: &str, len: usize| -> Result<Vec<f32>> {
         let values = file.tensor(name)?.to_f32();
         ensure!(
-            values.len() == into.len(),
-            "{}: {name} has {} elements, expected {}",
+            values.len() == len,
+            "{}: {name} has {} elements, expected {len}",
             file.path().display(),
-            values.len(),
-            into.len()
+            values.len()
         );
-        into.copy_from_slice(&values);
-        Ok(())
+        Ok(values)
     };
+    let range = optimizer.range();
     for param in params.list() {
-        let range = param.offset..param.offset + param.len;
-        let mut result = Ok(());
-        param.update(|p| result = read(&weights, &param.name, p))?;
-        result?;
-        read(&moments, &format!("mean.{}", param.name), &mut optimizer.mean[range.clone()])?;
-        read(&moments, &format!("square.{}", param.name), &mut optimizer.square[range])?;
+        let values = read(&weights, &param.name, param.len)?;
+        param.update(|p| p.copy_from_slice(&values))?;
+        let (from, to) = (param.offset.max(range.start), param.end().min(range.end));
+        if from >= to {
+            continue;
+        }
+        let within = from - param.offset..to - param.offset;
+        for (kind, moment) in [("mean", &mut optimizer.mean), ("square", &mut optimizer.square)] {
+            let values = read(&moments, &format!("{kind}.{}", param.name), param.len)?;
+            moment[from - range.start..to - range.start].copy_from_slice(&values[within.clone()]);
+        }
     }
     Ok(())
 }
@@ -167,7 +174,7 @@ mod tests {
     fn run(value: f32) -> (Params, AdamW) {
         let var = Var::from_vec(vec![value, 2.0], (1, 2), &Device::Cpu).unwrap();
         let params = Params::new(vec![("w".into(), var)]).unwrap();
-        let mut optimizer = AdamW::new(&OptimizerConfig::default(), &params);
+        let mut optimizer = AdamW::new(&OptimizerConfig::default(), 0..2);
         optimizer.mean[1] = value * 3.0;
         optimizer.square[0] = value * 5.0;
         (params, optimizer)
@@ -178,7 +185,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(7.5);
         for step in [5, 10] {
-            save(dir.path(), &State { step, ..State::start("x") }, &params, &optimizer).unwrap();
+            save(
+                dir.path(),
+                &State { step, ..State::start("x") },
+                &params,
+                [&optimizer.mean, &optimizer.square],
+            )
+            .unwrap();
         }
         assert!(newest(dir.path(), "other").unwrap().is_none());
         let (state, path) = newest(dir.path(), "x").unwrap().unwrap();
@@ -194,7 +207,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(1.0);
         for step in [10, 13, 20, 30, 31] {
-            save(dir.path(), &State { step, ..State::start("x") }, &params, &optimizer).unwrap();
+            save(
+                dir.path(),
+                &State { step, ..State::start("x") },
+                &params,
+                [&optimizer.mean, &optimizer.square],
+            )
+            .unwrap();
         }
         prune(dir.path(), 2, |step| step % 10 == 0).unwrap();
         assert_eq!(list(dir.path()).unwrap().iter().map(|s| s.0).collect::<Vec<_>>(), [20, 30]);

@@ -12,7 +12,7 @@ use intern_kernels::rng::Rng;
 use intern_tokenizer::Tokenizer;
 use intern_tokenizer::train::{BpeConfig, train_bpe};
 use intern_train::TrainConfig;
-use intern_train::pretrain::{Summary, run, run_until};
+use intern_train::pretrain::{run, run_until};
 use serde_json::{Value, json};
 
 /// A tokenizer and the shards `train` and `valid` of sentences with some structure.
@@ -48,11 +48,6 @@ fn config(dir: &Path, patch: Value) -> TrainConfig {
     });
     config.as_object_mut().unwrap().extend(patch.as_object().unwrap().clone());
     serde_json::from_value(config).unwrap()
-}
-
-fn weights(out: &Path) -> Vec<f32> {
-    let checkpoint = intern_format::checkpoint::Checkpoint::open(&out.join("checkpoint")).unwrap();
-    checkpoint.names().flat_map(|name| checkpoint.tensor(name).unwrap().to_f32()).collect()
 }
 
 fn without_times(out: &Path) -> Vec<Value> {
@@ -113,39 +108,57 @@ fn a_checkpoint_can_be_the_start() {
 }
 
 #[test]
-fn cutting_a_batch_changes_only_rounding() {
+fn the_same_bits_however_the_work_is_shared_out() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());
-    let run = |micro: usize| -> (Summary, Vec<f32>) {
-        let out = dir.path().join(format!("micro-{micro}"));
-        // One update in f32 differs by rounding; later ones amplify it.
-        let summary =
-            run(&config(dir.path(), json!({"steps": 1, "micro_batch": micro, "schedule": {}})), &out);
-        (summary.unwrap(), weights(&out))
-    };
-    let (whole, weights) = run(8);
-    for micro in [1, 3] {
-        let (cut, cut_weights) = run(micro);
-        assert!((cut.train_loss - whole.train_loss).abs() < 1e-6, "{cut:?}");
-        // AdamW's first update is lr * sign(g): only gradients near zero may flip.
-        let far = weights.iter().zip(&cut_weights).filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
-        assert!(far * 1000 < weights.len(), "{far} of {}", weights.len());
+    let mut first = None;
+    let cases = [
+        (1, 8, 1, 1),
+        (1, 8, 1, 2),
+        (1, 1, 1, 3),
+        (1, 2, 0, 2),
+        (2, 8, 1, 2),
+        (2, 2, 0, 1),
+        (4, 1, 1, 2),
+        (3, 8, 0, 4),
+    ];
+    for (ranks, micro_batch, zero, threads) in cases {
+        let out = dir.path().join("out");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let patch = json!({
+            "steps": 6, "micro_batch": micro_batch, "recompute": 0.5 * f64::from(zero),
+            "parallel": {"data": ranks, "zero": zero},
+        });
+        pool.install(|| run(&config(dir.path(), patch), &out)).unwrap();
+        let hashes = ["checkpoint", "trainer"].map(|part| hash_path(&out.join(part)).unwrap());
+        let rows = without_times(&out);
+        let (expect, expect_rows) = first.get_or_insert_with(|| (hashes.clone(), rows.clone()));
+        assert_eq!(expect, &hashes, "{ranks} ranks, {micro_batch} at once, ZeRO {zero}, {threads} threads");
+        assert_eq!(expect_rows, &rows);
+        std::fs::remove_dir_all(&out).unwrap();
     }
 }
 
 #[test]
-fn bits_do_not_depend_on_the_number_of_threads() {
+fn a_run_continues_on_another_number_of_ranks() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());
-    let run = |threads: usize| {
-        let out = dir.path().join(format!("threads-{threads}"));
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| run(&config(dir.path(), json!({"steps": 6})), &out)).unwrap();
-        hash_path(&out.join("checkpoint")).unwrap()
+    let (straight, moved) = (dir.path().join("straight"), dir.path().join("moved"));
+    let on = |ranks: usize, zero: usize| {
+        let parallel = json!({"data": ranks, "zero": zero});
+        let rampup = json!({"start": 2, "increment": 3, "every": 2});
+        config(dir.path(), json!({"steps": 12, "parallel": parallel, "batch_rampup": rampup}))
     };
-    let one = run(1);
-    assert_eq!(one, run(2));
-    assert_eq!(one, run(3));
+    run(&on(1, 1), &straight).unwrap();
+    for (ranks, zero, stop) in [(2, 1, 3), (4, 0, 4), (1, 1, 9)] {
+        let error = run_until(&on(ranks, zero), &moved, Some(stop)).unwrap_err().to_string();
+        assert!(error.contains(&format!("stopped at step {stop} of 12")), "{error}");
+    }
+    run(&on(3, 1), &moved).unwrap();
+    assert_eq!(without_times(&moved), without_times(&straight));
+    for part in ["checkpoint", "trainer"] {
+        assert_eq!(hash_path(&moved.join(part)).unwrap(), hash_path(&straight.join(part)).unwrap(), "{part}");
+    }
 }
 
 #[test]
@@ -200,7 +213,7 @@ fn what_another_command_wrote_is_left_alone() {
     refused(json!({}));
 }
 
-/// Not a test of its own: the process that [`killed_at_any_moment_it_ends_the_same`] kills.
+/// Not a test of its own: the process that [`killed_at_any_moment_it_ends_the_same_on_any_ranks`] kills.
 #[test]
 fn child() {
     let Ok(dir) = std::env::var("INTERN_TRAIN_CHILD") else { return };
@@ -238,7 +251,7 @@ fn asked_to_stop_it_saves_first() {
 }
 
 #[test]
-fn killed_at_any_moment_it_ends_the_same() {
+fn killed_at_any_moment_it_ends_the_same_on_any_ranks() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());
     let straight = dir.path().join("straight");
@@ -248,8 +261,10 @@ fn killed_at_any_moment_it_ends_the_same() {
     let killed = dir.path().join("killed");
     let mut kills = 0;
     while !killed.join("provenance.json").exists() {
+        let mut patch = patch.clone();
+        patch["parallel"] = json!({"data": 1 + kills % 3, "zero": kills % 2});
         let mut child = child_command(dir.path(), &patch).stderr(Stdio::null()).spawn().unwrap();
-        if kills < 10 {
+        if kills < 20 {
             std::thread::sleep(Duration::from_millis(rng.range(20, 400)));
             child.kill().unwrap();
             kills += 1;

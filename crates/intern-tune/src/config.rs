@@ -22,7 +22,8 @@ pub struct TuneConfig {
     pub steps: Option<u64>,
     /// Rows per update; a row holds one conversation, or several with `data.packing`.
     pub batch_size: usize,
-    /// Rows per forward pass; gradients of the passes are summed (default: `batch_size`).
+    /// Most rows worked on at once, one to a thread (default: `batch_size`). Costs memory and changes
+    /// no bit of the result.
     #[serde(default)]
     pub micro_batch: Option<usize>,
     /// Decides the order of the rows and LoRA's initial weights (default 0).

@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Thirty updates of a tiny Llama in PyTorch → run/: its start (a checkpoint), batches and losses.
+"""A hundred updates of a tiny Llama in PyTorch → run/: its start (a checkpoint), batches and losses,
+and the gradients of the first update in f64.
 
 Masked targets, two passes per update, clipping, weight decay on matrices but not embeddings, and
-transformers' cosine schedule: what `intern_train::Trainer` does. Needs: torch transformers.
+transformers' cosine schedule: what `intern_train::Trainer` does. Needs: torch transformers
+safetensors.
 """
+import copy
 import json
 import pathlib
 
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
-STEPS, WARMUP, PASSES, B, T, V = 30, 4, 2, 2, 12, 48
+STEPS, WARMUP, PASSES, B, T, V = 100, 4, 2, 2, 12, 48
 settings = {"lr": 0.01, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "grad_clip": 1.0}
 torch.manual_seed(0)
 torch.set_num_threads(1)
@@ -36,6 +40,13 @@ for _ in range(STEPS):
         rows = (torch.randint(0, V, (B, 1)) + torch.cumsum(torch.randint(1, 4, (B, T + 1)), 1)) % V
         passes.append((rows, torch.rand(B, T) < 0.7))
     count = sum(int(mask.sum()) for _, mask in passes)
+    if not steps:
+        exact = copy.deepcopy(model).double()
+        for rows, mask in passes:
+            logits = exact(input_ids=rows[:, :-1]).logits
+            each = torch.nn.functional.cross_entropy(logits.reshape(-1, V), rows[:, 1:].reshape(-1), reduction="none")
+            ((each * mask.reshape(-1)).sum() / count).backward()
+        save_file({n: p.grad.float() for n, p in exact.named_parameters()}, out / "gradients.safetensors")
     total = 0.0
     for rows, mask in passes:
         logits = model(input_ids=rows[:, :-1]).logits

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use fasttext::args::Args;
 use fasttext::{FastText, Prediction};
 use intern_format::atomic::{TEMP_PREFIX, read_json, write_json};
-use intern_format::provenance::{self, Provenance};
+use intern_format::provenance;
 use intern_progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -267,17 +267,7 @@ pub fn train(config: &TrainConfig, out: &Path) -> Result<Summary> {
         ("held_out", json!(held.len())),
         ("accuracy", json!(summary.accuracy)),
     ];
-    provenance::write(
-        out,
-        &Provenance {
-            command: COMMAND.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            config: serde_json::to_value(config)?,
-            inputs: corpus::hashes(files.iter())?,
-            outputs: [("model.bin".to_string(), provenance::hash_path(&out.join("model.bin"))?)].into(),
-            counts: counts.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
-        },
-    )?;
+    corpus::record(out, COMMAND, config, corpus::hashes(files.iter())?, "model.bin", counts)?;
     Ok(summary)
 }
 

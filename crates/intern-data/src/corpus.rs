@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use intern_format::document::{self, Document};
-use intern_format::provenance;
+use intern_format::provenance::{self, Provenance};
+use serde::Serialize;
+use serde_json::Value;
 
 /// The document files that `paths` (files or directories) stand for, in order.
 ///
@@ -44,6 +46,29 @@ pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 /// If one cannot be read.
 pub fn hashes<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> Result<BTreeMap<String, String>> {
     paths.map(|p| Ok((p.display().to_string(), provenance::hash_path(p)?))).collect()
+}
+
+/// Writes what a finished command made in `out`: `output`, a file or directory there.
+///
+/// # Errors
+/// If the output cannot be read or the record not written.
+pub fn record<'a>(
+    out: &Path,
+    command: &str,
+    config: &impl Serialize,
+    inputs: BTreeMap<String, String>,
+    output: &str,
+    counts: impl IntoIterator<Item = (&'a str, Value)>,
+) -> Result<()> {
+    let record = Provenance {
+        command: command.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        config: serde_json::to_value(config)?,
+        inputs,
+        outputs: [(output.to_string(), provenance::hash_path(&out.join(output))?)].into(),
+        counts: counts.into_iter().map(|(name, n)| (name.to_string(), n)).collect(),
+    };
+    Ok(provenance::write(out, &record)?)
 }
 
 /// The documents of one file.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use intern_format::atomic::{TEMP_PREFIX, read_json, write_json};
 use intern_format::document::{Document, DocumentWriter};
-use intern_format::provenance::{self, Provenance};
+use intern_format::provenance;
 use intern_kernels::rng::{Rng, mix};
 use intern_progress::Progress;
 use rayon::prelude::*;
@@ -102,15 +102,19 @@ pub fn run(config: &MixConfig, out: &Path) -> Result<Summary> {
         config.source.iter().map(|s| corpus::files(&s.documents)).collect::<Result<_>>()?;
     let inputs = corpus::hashes(config.source.iter().flat_map(|s| &s.documents))?;
     let identity = json!({"version": env!("CARGO_PKG_VERSION"), "config": config, "inputs": inputs});
+    let work = out.join(format!("{TEMP_PREFIX}work"));
     if let Some(p) = provenance::read(out).ok().flatten()
         && p.command == COMMAND
         && json!({"version": p.version, "config": p.config, "inputs": p.inputs}) == identity
     {
         let mut summary: Summary = serde_json::from_value(json!(p.counts)).context("reading the record")?;
         summary.up_to_date = true;
+        // A run killed at its very end leaves it.
+        if work.is_dir() {
+            fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+        }
         return Ok(summary);
     }
-    let work = out.join(format!("{TEMP_PREFIX}work"));
     let same = read_json::<Value>(&work.join("identity.json")).is_ok_and(|i| i == identity);
     if !same {
         provenance::clear(out)?;
@@ -139,16 +143,11 @@ pub fn run(config: &MixConfig, out: &Path) -> Result<Summary> {
     })?;
     progress.finish();
     let counts = match serde_json::to_value(&summary)? {
-        Value::Object(map) => map.into_iter().collect(),
-        _ => BTreeMap::new(),
+        Value::Object(map) => map,
+        _ => serde_json::Map::new(),
     };
-    let outputs = [("documents".to_string(), provenance::hash_path(&out.join("documents"))?)].into();
-    let config = serde_json::to_value(config)?;
-    let version = env!("CARGO_PKG_VERSION").into();
-    provenance::write(
-        out,
-        &Provenance { command: COMMAND.into(), version, config, inputs, outputs, counts },
-    )?;
+    let counts = counts.iter().map(|(name, n)| (name.as_str(), n.clone()));
+    corpus::record(out, COMMAND, config, inputs, "documents", counts)?;
     fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
     Ok(summary)
 }

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use intern_format::document::DocumentWriter;
-use intern_format::provenance::{self, Provenance};
+use intern_format::provenance;
 use intern_progress::Progress;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::corpus;
 use crate::hash::{HashedMap, content};
 use crate::terms::{self, Terms};
 
@@ -119,17 +120,8 @@ pub fn run(config: &SeekConfig, out: &Path) -> Result<Summary> {
         found: ranked.len(),
         scores: (ranked.first().map_or(0.0, |r| r.0), ranked.last().map_or(0.0, |r| r.0)),
     };
-    provenance::write(
-        out,
-        &Provenance {
-            command: COMMAND.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            config: serde_json::to_value(config)?,
-            inputs: terms::inputs(config.seed.iter().chain(&config.documents))?,
-            outputs: [("documents".to_string(), provenance::hash_path(&out.join("documents"))?)].into(),
-            counts: [("found".to_string(), json!(summary.found))].into(),
-        },
-    )?;
+    let inputs = corpus::hashes(config.seed.iter().chain(&config.documents))?;
+    corpus::record(out, COMMAND, config, inputs, "documents", [("found", json!(summary.found))])?;
     Ok(summary)
 }
 

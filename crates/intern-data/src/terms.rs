@@ -117,13 +117,6 @@ pub fn score(terms: &HashedMap<u32>, weights: &HashedMap<f32>) -> f64 {
     sum / (all + 20.0)
 }
 
-/// Files behind `paths`, for a job's record.
-pub fn inputs<'a>(
-    paths: impl Iterator<Item = &'a PathBuf>,
-) -> Result<std::collections::BTreeMap<String, String>> {
-    corpus::hashes(paths)
-}
-
 /// Reads the documents of `paths` in order.
 ///
 /// # Errors

@@ -12,14 +12,13 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash64;
 
+use super::minima::{self, PRIME};
 use super::numpy::RandomState;
 use super::{Keep, Rank, UnionFind};
 use crate::hash::{combine, hash64};
 use crate::words::simplify::simplify;
-use crate::words::{self, Splitter, Words};
+use crate::words::{self, Splitter};
 
-/// The prime 2^61 − 1, modulo which hash functions are computed.
-const PRIME: u64 = (1 << 61) - 1;
 /// Buckets with more documents compare each with one document per cluster only.
 const LARGE_BUCKET: usize = 2000;
 
@@ -144,11 +143,7 @@ impl MinHasher {
         if shingles.is_empty() {
             return Vec::new();
         }
-        let min = |&(a, b): &(u64, u64)| {
-            // The affine map wraps at 2^64 before the remainder is taken, as in datatrove.
-            shingles.iter().map(|h| remainder(a.wrapping_mul(*h).wrapping_add(b))).min().unwrap_or(0)
-        };
-        self.functions.iter().map(min).collect()
+        minima::minima(&self.functions, shingles)
     }
 
     /// Hashes of the text's distinct shingles.
@@ -179,29 +174,30 @@ impl MinHasher {
     /// Texts shorter than a shingle have none, and so no duplicates.
     fn fineweb_shingles(&self, text: &str) -> Vec<u64> {
         let text = simplify(text);
-        let words = Words::by(self.splitter, &text);
+        let words = words::spans(self.splitter, &text);
         let mut shingle = String::new();
-        words
-            .tokens
-            .windows(self.config.ngram.max(1))
-            .map(|gram| {
+        let n = self.config.ngram.max(1);
+        let mut hashes = Vec::with_capacity(words.len());
+        for gram in words.windows(n) {
+            // Mostly the words stand in the text as in the shingle, a space between each two.
+            let (from, to) = (gram[0].0 as usize, gram[n - 1].1 as usize);
+            let bytes: usize = gram.iter().map(|w| (w.1 - w.0) as usize).sum();
+            let apart = gram.windows(2).all(|w| w[0].1 < w[1].0);
+            hashes.push(if apart && to - from == bytes + n - 1 {
+                XxHash64::oneshot(0, &text.as_bytes()[from..to])
+            } else {
                 shingle.clear();
-                for (i, token) in gram.iter().enumerate() {
+                for (i, word) in gram.iter().enumerate() {
                     if i > 0 {
                         shingle.push(' ');
                     }
-                    shingle.push_str(token.of(&text));
+                    shingle.push_str(&text[word.0 as usize..word.1 as usize]);
                 }
                 XxHash64::oneshot(0, shingle.as_bytes())
-            })
-            .collect()
+            });
+        }
+        hashes
     }
-}
-
-/// `x` modulo 2^61 − 1.
-fn remainder(x: u64) -> u64 {
-    let folded = (x & PRIME) + (x >> 61);
-    if folded >= PRIME { folded - PRIME } else { folded }
 }
 
 /// Similarity of two sorted sets, 0–1; two empty sets are not similar.

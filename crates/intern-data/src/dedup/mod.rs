@@ -6,6 +6,7 @@
 
 pub mod exact;
 pub mod minhash;
+mod minima;
 mod numpy;
 pub mod pieces;
 mod union_find;

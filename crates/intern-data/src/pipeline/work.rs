@@ -200,7 +200,7 @@ impl Cleaner<'_> {
         let label = self.config.source[shard.source].label();
         let room = limit.min(self.config.output.shard_pages as u64);
         let mut info = SegmentInfo::default();
-        let mut part = zstd::Encoder::new(AtomicFile::create(&files.part)?, 3).context("starting zstd")?;
+        let mut part = zstd::Encoder::new(AtomicFile::create(&files.part)?, 1).context("starting zstd")?;
         let mut signatures = SignatureWriter::create(&files.signatures, self.bands())?;
 
         let mut batch = read_batch(items, room, &mut info);

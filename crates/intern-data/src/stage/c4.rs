@@ -139,7 +139,8 @@ impl Stage for C4 {
                 gone[4].1 += 1;
                 continue;
             }
-            if c.min_sentences > 0 {
+            // Counting on would cost time and change nothing.
+            if sentences < c.min_sentences || sheet.all.is_some() {
                 sentences += if of_chinese {
                     chinese::count_sentences(&line)
                 } else {

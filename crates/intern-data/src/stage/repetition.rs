@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Sheet, Stage, share};
-use crate::hash::{HashedMap, HashedSet, combine, hash64};
+use crate::hash::{HashedSet, combine, hash64};
 use crate::words::Words;
 use crate::words::chars::is_space;
 
@@ -83,10 +83,11 @@ impl Stage for Repetition {
         if words.tokens.len() < c.min_words {
             return;
         }
-        let grams = Grams::new(text, words);
+        let mut grams = Grams::new(text, words);
         const TOP: [&str; 3] = ["top_2_gram", "top_3_gram", "top_4_gram"];
         for (i, limit) in c.top_ngram.into_iter().enumerate() {
-            let chars = grams.top(i + 2, c.top_ngram_min_count);
+            grams.grow();
+            let chars = grams.top(c.top_ngram_min_count);
             if sheet.over(TOP[i], share(chars, total), limit) {
                 return;
             }
@@ -99,12 +100,9 @@ impl Stage for Repetition {
             "duplicated_9_n_grams",
             "duplicated_10_n_grams",
         ];
-        let mut any = true;
         for (i, limit) in c.dup_ngram.into_iter().enumerate() {
-            // Where no n-gram is repeated, no longer one is.
-            let chars = if any { grams.repeated(i + 5) } else { 0 };
-            any = chars > 0;
-            if sheet.over(REPEATED[i], share(chars, total), limit) {
+            grams.grow();
+            if sheet.over(REPEATED[i], share(grams.repeated(), total), limit) {
                 return;
             }
         }
@@ -161,13 +159,21 @@ fn duplicates<'a>(pieces: impl Iterator<Item = &'a str>) -> (usize, usize, usize
     (duplicates, all, chars)
 }
 
-/// Hashes and lengths of a text's tokens, from which n-grams are made.
+/// The n-grams of a text's tokens, for one n after another.
+///
+/// An n-gram can only occur twice where both (n−1)-grams in it do, so that of every n only
+/// those places are looked at.
 struct Grams {
     hashes: Vec<u64>,
     /// `chars[i]`: characters in the tokens before `i`.
     chars: Vec<usize>,
     /// `gaps[i]`: spaces before the tokens up to `i`.
     gaps: Vec<usize>,
+    n: usize,
+    /// First token and hash of every n-gram that occurs more than once, in order.
+    again: Vec<(u32, u64)>,
+    /// Occurrences of the most frequent n-gram (the earliest of equals), and its first token.
+    top: (u32, usize),
 }
 
 impl Grams {
@@ -182,40 +188,93 @@ impl Grams {
             spaces += usize::from(!t.joined);
             gaps.push(spaces);
         }
-        Self { hashes, chars, gaps }
+        Self { hashes, chars, gaps, n: 1, again: Vec::new(), top: (0, 0) }
     }
 
-    /// Characters in all occurrences of the most frequent n-gram (the earliest of equals), spaces included.
-    fn top(&self, n: usize, min_count: u32) -> usize {
-        // Hash → (count, first position).
-        let mut counts: HashedMap<(u32, usize)> = HashedMap::default();
-        for (i, gram) in self.hashes.windows(n).enumerate() {
-            counts.entry(combine(gram)).or_insert((0, i)).0 += 1;
-        }
-        let Some(&(count, first)) = counts
-            .values()
-            .max_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)))
-            .filter(|(count, _)| *count >= min_count)
-        else {
-            return 0;
+    /// Goes on to n-grams of one token more; the first are 2-grams.
+    fn grow(&mut self) {
+        self.n += 1;
+        let n = self.n;
+        let places: Vec<(u32, u64)> = if n == 2 {
+            (0..).zip(self.hashes.windows(2).map(combine)).collect()
+        } else {
+            let neighbours = self.again.windows(2).filter(|w| w[0].0 + 1 == w[1].0).map(|w| w[0].0);
+            neighbours.map(|i| (i, combine(&self.hashes[i as usize..i as usize + n]))).collect()
         };
-        let length = self.chars[first + n] - self.chars[first] + self.gaps[first + n - 1] - self.gaps[first];
+        let mut counts = Counts::of(places.len());
+        places.iter().for_each(|&(i, hash)| counts.add(hash, i));
+        self.again = places.into_iter().filter(|(_, hash)| counts.get(*hash).0 > 1).collect();
+        // Where none occurs twice, the first is as frequent as any.
+        self.top = (u32::from(self.hashes.len() >= n), 0);
+        for (_, hash) in &self.again {
+            let (count, first) = counts.get(*hash);
+            if count > self.top.0 {
+                self.top = (count, first as usize);
+            }
+        }
+    }
+
+    /// Characters in all occurrences of the most frequent n-gram, spaces included; 0 if it
+    /// occurs less than `min_count` times.
+    fn top(&self, min_count: u32) -> usize {
+        let (count, first) = self.top;
+        if count == 0 || count < min_count {
+            return 0;
+        }
+        let last = first + self.n;
+        let length = self.chars[last] - self.chars[first] + self.gaps[last - 1] - self.gaps[first];
         length * count as usize
     }
 
     /// Characters in n-grams seen before, spaces excluded.
-    fn repeated(&self, n: usize) -> usize {
+    fn repeated(&self) -> usize {
         let mut seen = HashedSet::default();
-        let (mut i, mut chars) = (0, 0);
-        while i + n <= self.hashes.len() {
-            if seen.insert(combine(&self.hashes[i..i + n])) {
-                i += 1;
-            } else {
-                chars += self.chars[i + n] - self.chars[i];
-                i += n;
+        let (mut next, mut chars) = (0, 0);
+        for &(i, hash) in &self.again {
+            let i = i as usize;
+            if i >= next && !seen.insert(hash) {
+                next = i + self.n;
+                chars += self.chars[next] - self.chars[i];
             }
         }
         chars
+    }
+}
+
+/// Counts hashes, and remembers where each came first: open addressing, half of it free.
+struct Counts(Vec<Slot>);
+
+/// A hash, its count (0: the slot is free) and its first place.
+#[derive(Clone, Copy, Default)]
+struct Slot(u64, u32, u32);
+
+impl Counts {
+    /// Room for `n` hashes.
+    fn of(n: usize) -> Self {
+        Self(vec![Slot::default(); (2 * n).next_power_of_two().max(2)])
+    }
+
+    fn slot(&mut self, hash: u64) -> &mut Slot {
+        let mask = self.0.len() - 1;
+        let mut i = hash as usize & mask;
+        while self.0[i].1 > 0 && self.0[i].0 != hash {
+            i = (i + 1) & mask;
+        }
+        &mut self.0[i]
+    }
+
+    fn add(&mut self, hash: u64, place: u32) {
+        let slot = self.slot(hash);
+        if slot.1 == 0 {
+            *slot = Slot(hash, 0, place);
+        }
+        slot.1 += 1;
+    }
+
+    /// Count and first place.
+    fn get(&mut self, hash: u64) -> (u32, u32) {
+        let slot = self.slot(hash);
+        (slot.1, slot.2)
     }
 }
 
@@ -286,10 +345,11 @@ mod tests {
         #[test]
         fn hashed_ngrams_equal_the_definition(text in "([abé]{1,2} ){0,40}") {
             let words: Vec<&str> = text.split_whitespace().collect();
-            let grams = Grams::new(&text, &Words::split(&text));
-            for n in 2..=5 {
-                prop_assert_eq!(grams.top(n, 1), slow::top(&words, n));
-                prop_assert_eq!(grams.repeated(n), slow::repeated(&words, n));
+            let mut grams = Grams::new(&text, &Words::split(&text));
+            for n in 2..=6 {
+                grams.grow();
+                prop_assert_eq!(grams.top(1), slow::top(&words, n));
+                prop_assert_eq!(grams.repeated(), slow::repeated(&words, n));
             }
         }
 

@@ -67,10 +67,24 @@ pub struct Tables {
     pub units: Vec<&'static str>,
     /// Hash of a special word → lengths of its pieces, bytes.
     pub special: HashedMap<Vec<u8>>,
+    /// One bit per value of a hash's last bits: set for those that a special word has.
+    filter: Vec<u64>,
     /// Longest special word, bytes.
     pub longest_special: usize,
     /// Strings of the special words.
     pub specials: Vec<String>,
+}
+
+/// Bits of the filter before the table of special words: 4 KB, one in twenty set.
+const FILTER_BITS: usize = 1 << 15;
+
+impl Tables {
+    /// `false` if no special word has this hash; most words end here.
+    #[must_use]
+    pub fn may_be_special(&self, hash: u64) -> bool {
+        let bit = hash as usize % FILTER_BITS;
+        self.filter[bit / 64] >> (bit % 64) & 1 == 1
+    }
 }
 
 /// The only instance.
@@ -100,6 +114,7 @@ fn read() -> Tables {
         currency: Vec::new(),
         units: Vec::new(),
         special: HashedMap::default(),
+        filter: vec![0; FILTER_BITS / 64],
         longest_special: 0,
         specials: Vec::new(),
     };
@@ -121,7 +136,10 @@ fn read() -> Tables {
                 let string = unescape(string);
                 let pieces = fields.map(|p| unescape(p).len() as u8).collect();
                 tables.longest_special = tables.longest_special.max(string.len());
-                tables.special.insert(hash64(string.as_bytes()), pieces);
+                let hash = hash64(string.as_bytes());
+                let bit = hash as usize % FILTER_BITS;
+                tables.filter[bit / 64] |= 1 << (bit % 64);
+                tables.special.insert(hash, pieces);
                 tables.specials.push(string);
             }
             _ => {}

@@ -34,6 +34,22 @@ pub fn count_sentences(text: &str) -> usize {
     sentences + usize::from(words)
 }
 
+/// Byte offsets of the sentences after the first: behind `。！？…；` and the quotes that close there.
+#[must_use]
+pub fn sentence_starts(text: &str) -> Vec<usize> {
+    let (mut starts, mut ended) = (Vec::new(), false);
+    for (at, c) in text.char_indices() {
+        let ends = matches!(c, '。' | '！' | '？' | '!' | '?' | '…' | '；');
+        let closes = matches!(c, '”' | '’' | '」' | '』' | '）' | ')' | '"' | '》');
+        if ended && !ends && !closes && !c.is_whitespace() {
+            starts.push(at);
+            ended = false;
+        }
+        ended |= ends;
+    }
+    starts
+}
+
 /// Whether `line` ends as a Chinese sentence does, closing quotes and brackets set aside.
 #[must_use]
 pub fn ends_sentence(line: &str) -> bool {

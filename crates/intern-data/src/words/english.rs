@@ -42,9 +42,13 @@ pub fn tokenize(text: &str) -> Vec<Span> {
 /// Number of sentences, as spaCy's sentencizer counts them (at least one).
 #[must_use]
 pub fn count_sentences(text: &str) -> usize {
-    let mut sentences = 1;
+    1 + sentence_starts(text).count()
+}
+
+/// Byte offsets of the sentences after the first, as spaCy's sentencizer finds them.
+pub fn sentence_starts(text: &str) -> impl Iterator<Item = usize> {
     let mut after_end = false;
-    for (from, to) in tokenize(text) {
+    tokenize(text).into_iter().filter_map(move |(from, to)| {
         let token = &text[from as usize..to as usize];
         let mut chars = token.chars();
         let first = chars.next().unwrap_or(' ');
@@ -52,11 +56,11 @@ pub fn count_sentences(text: &str) -> usize {
         if ends {
             after_end = true;
         } else if after_end && !token.chars().all(|c| is(c, PUNCT)) {
-            sentences += 1;
             after_end = false;
+            return Some(from as usize);
         }
-    }
-    sentences
+        None
+    })
 }
 
 struct Splitter<'a> {
@@ -87,7 +91,7 @@ impl Splitter<'_> {
             return;
         }
         let first = self.spans.len();
-        self.split(from, to);
+        self.split(from, to, |s| special(tables, s));
         if self.spans.len() > first + 1 {
             self.mergeable.push((first, self.spans.len()));
         }
@@ -101,24 +105,25 @@ impl Splitter<'_> {
         }
     }
 
-    fn split(&mut self, mut from: usize, mut to: usize) {
+    /// Cuts affixes off both ends until what is left is special to `special`, or has none.
+    fn split(&mut self, mut from: usize, mut to: usize, special: impl Fn(&str) -> Option<&'static [u8]>) {
         let tables = &*TABLES;
         let mut suffixes: Vec<Span> = Vec::new();
         let mut last = usize::MAX;
         while from < to && to - from != last {
             let s = &self.text[from..to];
-            if special(tables, s).is_some() {
+            if special(s).is_some() {
                 break;
             }
             last = s.len();
             let prefix = find_prefix(tables, s);
-            if prefix > 0 && prefix < s.len() && special(tables, &s[prefix..]).is_some() {
+            if prefix > 0 && prefix < s.len() && special(&s[prefix..]).is_some() {
                 self.push(from, from + prefix);
                 from += prefix;
                 break;
             }
             let suffix = find_suffix(tables, &s[prefix..]);
-            if suffix > 0 && suffix < s.len() && special(tables, &s[..s.len() - suffix]).is_some() {
+            if suffix > 0 && suffix < s.len() && special(&s[..s.len() - suffix]).is_some() {
                 suffixes.push(((to - suffix) as u32, to as u32));
                 to -= suffix;
                 break;
@@ -134,7 +139,7 @@ impl Splitter<'_> {
         }
         if from < to {
             let s = &self.text[from..to];
-            if let Some(pieces) = special(tables, s) {
+            if let Some(pieces) = special(s) {
                 self.push_pieces(from, pieces);
             } else if s.contains('.') && is_url(s) {
                 self.push(from, to);
@@ -236,7 +241,8 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let mut patterns = Patterns { first: HashedMap::default(), all: HashedMap::default() };
     for word in &TABLES.specials {
         let mut pieces = Splitter { text: word, spans: Vec::new(), mergeable: Vec::new() };
-        pieces.split_plainly();
+        // By affixes and infixes only.
+        pieces.split(0, word.len(), |_| None);
         if pieces.spans.len() < 2 {
             continue;
         }
@@ -251,39 +257,15 @@ static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     patterns
 });
 
-impl Splitter<'_> {
-    /// By affixes and infixes only, special words unknown.
-    fn split_plainly(&mut self) {
-        let tables = &*TABLES;
-        let (mut from, mut to, mut last) = (0, self.text.len(), usize::MAX);
-        let mut suffixes: Vec<Span> = Vec::new();
-        while from < to && to - from != last {
-            let s = &self.text[from..to];
-            last = s.len();
-            let prefix = find_prefix(tables, s);
-            let suffix = find_suffix(tables, &s[prefix..]);
-            if prefix > 0 {
-                self.push(from, from + prefix);
-                from += prefix;
-            }
-            if suffix > 0 {
-                suffixes.push(((to - suffix) as u32, to as u32));
-                to -= suffix;
-            }
-        }
-        if from < to {
-            let s = &self.text[from..to];
-            if s.contains('.') && is_url(s) { self.push(from, to) } else { self.infixes(from, to) }
-        }
-        self.spans.extend(suffixes.into_iter().rev());
-    }
-}
-
-fn special<'t>(tables: &'t Tables, s: &str) -> Option<&'t [u8]> {
+fn special(tables: &'static Tables, s: &str) -> Option<&'static [u8]> {
     if s.len() > tables.longest_special {
         return None;
     }
-    tables.special.get(&hash64(s.as_bytes())).map(Vec::as_slice)
+    let hash = hash64(s.as_bytes());
+    if !tables.may_be_special(hash) {
+        return None;
+    }
+    tables.special.get(&hash).map(Vec::as_slice)
 }
 
 /// Bytes of the prefix to cut off, 0 if none.
@@ -344,7 +326,7 @@ fn find_suffix(tables: &Tables, s: &str) -> usize {
     if is(c, EDGE | ICON) {
         best = best.max(c.len_utf8());
     }
-    if c == '%' || c.is_alphanumeric() {
+    if (c == '%' || c.is_alphanumeric()) && s.bytes().any(|b| b.is_ascii_digit()) {
         let unit = tables.units.iter().filter(|u| s.ends_with(**u) && digit_before(u.len())).map(|u| u.len());
         best = best.max(unit.max().unwrap_or(0));
     } else if c == '$' || !c.is_ascii() {

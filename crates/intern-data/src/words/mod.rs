@@ -102,6 +102,10 @@ pub fn is_punctuation(c: char) -> bool {
 /// Whether most letters of `text` are Chinese (or Japanese) characters.
 #[must_use]
 pub fn is_chinese(text: &str) -> bool {
+    // No Chinese character begins with a smaller byte.
+    if !text.bytes().any(|b| b >= 0xe3) {
+        return false;
+    }
     let (mut cjk, mut other) = (0usize, 0usize);
     for c in text.chars() {
         if is_cjk(c) {
@@ -247,6 +251,49 @@ impl Words {
     }
 }
 
+/// Byte ranges of the words of `text`, whitespace left out.
+#[must_use]
+pub fn spans(splitter: Splitter, text: &str) -> Vec<english::Span> {
+    match splitter {
+        Splitter::Characters => Words::split(text).tokens.iter().map(|t| (t.start, t.end)).collect(),
+        Splitter::Whitespace => runs(text).map(|(a, b)| (a as u32, b as u32)).collect(),
+        Splitter::Language if !text.is_ascii() && is_chinese(text) => chinese::segment(text),
+        Splitter::Language | Splitter::English => {
+            let mut spans = english::tokenize(text);
+            let blank = |&(a, b): &english::Span| text[a as usize..b as usize].chars().all(is_space);
+            spans.retain(|span| !blank(span));
+            spans
+        }
+    }
+}
+
+/// The sentences of a text, which together are the text: the English ones by spaCy's rules,
+/// Chinese ones by their punctuation. A line end ends a sentence.
+#[must_use]
+pub fn sentences(text: &str) -> Vec<&str> {
+    let mut starts = Vec::new();
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        // Blank lines belong to the sentence before them.
+        if starts.is_empty() || !line.trim_matches(is_space).is_empty() {
+            starts.push(at);
+        }
+        match !line.is_ascii() && is_chinese(line) {
+            true => starts.extend(chinese::sentence_starts(line).iter().map(|start| at + start)),
+            // Where spaCy lets whitespace begin a sentence, its first word does.
+            false => starts.extend(
+                english::sentence_starts(line)
+                    .map(|start| line.len() - line[start..].trim_start_matches(is_space).len())
+                    .filter(|start| *start < line.len())
+                    .map(|start| at + start),
+            ),
+        }
+        at += line.len();
+    }
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    starts.iter().zip(ends).map(|(from, to)| &text[*from..to]).collect()
+}
+
 /// Byte ranges of the runs without whitespace.
 fn runs(text: &str) -> impl Iterator<Item = (usize, usize)> {
     let base = text.as_ptr() as usize;
@@ -329,6 +376,15 @@ mod tests {
         let got: Vec<&str> = words.tokens.iter().map(|t| t.of(text)).collect();
         assert_eq!(got, ["我", "来到", "北京", "清华大学", "。"]);
         assert_eq!((words.num_words, words.num_cjk, words.is_cjk()), (4, 4, true));
+    }
+
+    #[test]
+    fn sentences_are_the_whole_text() {
+        let text = "One. Two is here! \nThree, e.g. four\n\n他说：“好。”然后走了。再见";
+        let parts =
+            ["One. ", "Two is here! \n", "Three, e.g. four\n\n", "他说：“好。”", "然后走了。", "再见"];
+        assert_eq!(sentences(text), parts);
+        assert!(sentences("").is_empty());
     }
 
     #[test]

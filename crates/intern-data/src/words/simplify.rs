@@ -33,7 +33,17 @@ pub fn simplify(text: &str) -> String {
     if out.is_ascii() {
         return out;
     }
-    let bare: String = out.nfd().filter(|c| !is(*c, MARK)).collect();
+    // Plain letters need no decomposition, and those beside them do not depend on them.
+    let mut bare = String::with_capacity(out.len());
+    let mut rest = out.as_str();
+    while !rest.is_empty() {
+        let plain = rest.bytes().position(|b| !b.is_ascii()).unwrap_or(rest.len());
+        bare.push_str(&rest[..plain]);
+        rest = &rest[plain..];
+        let other = rest.bytes().position(|b| b.is_ascii()).unwrap_or(rest.len());
+        bare.extend(rest[..other].nfd().filter(|c| !is(*c, MARK)));
+        rest = &rest[other..];
+    }
     bare.trim_matches(is_space).to_string()
 }
 

@@ -15,6 +15,7 @@ pub mod extract;
 pub mod gap;
 pub mod gold;
 mod hash;
+pub mod language;
 pub mod mix;
 pub mod pii;
 pub mod pipeline;

@@ -1,4 +1,4 @@
-//! Names a document's language (whatlang, offline, or a fastText model) and drops those not
+//! Names a document's language (by the built-in model or a fastText one) and drops those not
 //! asked for.
 //!
 //! Of the built-in identification, only prose is looked at: lines that are mostly letters, from the whole document up
@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use whatlang::{Detector, Lang};
 
 use super::{Candidate, Sheet, Stage};
 use crate::classifier::Classifier;
+use crate::language::{MODEL, short};
 
-/// Bytes of prose looked at.
-const SAMPLE: usize = 4096;
+/// Bytes of prose looked at; more change next to no verdict.
+const SAMPLE: usize = 1024;
 
 /// `[language]` of a recipe.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
@@ -49,7 +49,8 @@ pub struct Language {
 }
 
 enum Identifier {
-    Whatlang(Detector),
+    /// The built-in model; chooses among these languages, if there are any.
+    BuiltIn(Vec<&'static str>),
     Fasttext(Box<Classifier>),
 }
 
@@ -71,32 +72,30 @@ impl Language {
             }
             return Ok(Self { config, keep, identifier: Identifier::Fasttext(Box::new(model)) });
         }
-        let mut keep = HashSet::new();
-        let mut langs = Vec::new();
+        let mut allowed = Vec::new();
         for name in &config.keep {
-            let Some(lang) = Lang::all().iter().find(|l| l.code() == name || short(**l) == name) else {
-                let known: Vec<&str> = Lang::all().iter().map(|l| short(*l)).collect();
+            let Some(known) = MODEL.codes().iter().find(|c| **c == short(name)) else {
                 bail!(
                     "language.keep: unknown language {name:?}\nhint: known languages: {}",
-                    known.join(", ")
+                    MODEL.codes().join(", ")
                 );
             };
-            keep.insert(short(*lang).to_string());
-            langs.push(*lang);
+            allowed.push(*known);
         }
-        let detector = match config.only_these && !langs.is_empty() {
-            true => Detector::with_allowlist(langs),
-            false => Detector::new(),
-        };
-        Ok(Self { config, keep, identifier: Identifier::Whatlang(detector) })
+        let keep = allowed.iter().map(ToString::to_string).collect();
+        if !config.only_these {
+            allowed.clear();
+        }
+        Ok(Self { config, keep, identifier: Identifier::BuiltIn(allowed) })
     }
 
     /// Code and confidence.
     fn identify(&self, text: &str) -> (String, f64) {
         match &self.identifier {
-            Identifier::Whatlang(detector) => {
-                let info = detector.detect(&prose(text));
-                info.map_or(("und".into(), 0.0), |i| (short(i.lang()).to_string(), i.confidence()))
+            Identifier::BuiltIn(allowed) => {
+                let allowed = Some(allowed.as_slice()).filter(|a| !a.is_empty());
+                let guess = MODEL.identify(&prose(text), allowed);
+                guess.map_or(("und".into(), 0.0), |g| (g.code.to_string(), g.confidence))
             }
             // The whole text, as datatrove gives it.
             Identifier::Fasttext(model) => {
@@ -109,10 +108,7 @@ impl Language {
 
 /// A model's label as a language code: `zho_Hans` is `zh`.
 fn code(label: &str) -> String {
-    let language = label.split(['_', '-']).next().unwrap_or(label);
-    Lang::from_code(language)
-        .map_or_else(|| language.to_string(), |l| short(l).to_string())
-        .replace("zho", "zh")
+    short(label.split(['_', '-']).next().unwrap_or(label)).to_string()
 }
 
 impl Stage for Language {
@@ -158,83 +154,6 @@ fn prose(text: &str) -> String {
     }
     out.truncate(end);
     out
-}
-
-/// The ISO 639-1 code, where there is one.
-fn short(lang: Lang) -> &'static str {
-    use Lang::*;
-    match lang {
-        Epo => "eo",
-        Eng => "en",
-        Rus => "ru",
-        Cmn => "zh",
-        Spa => "es",
-        Por => "pt",
-        Ita => "it",
-        Ben => "bn",
-        Fra => "fr",
-        Deu => "de",
-        Ukr => "uk",
-        Kat => "ka",
-        Ara => "ar",
-        Hin => "hi",
-        Jpn => "ja",
-        Heb => "he",
-        Yid => "yi",
-        Pol => "pl",
-        Amh => "am",
-        Jav => "jv",
-        Kor => "ko",
-        Nob => "nb",
-        Dan => "da",
-        Swe => "sv",
-        Fin => "fi",
-        Tur => "tr",
-        Nld => "nl",
-        Hun => "hu",
-        Ces => "cs",
-        Ell => "el",
-        Bul => "bg",
-        Bel => "be",
-        Mar => "mr",
-        Kan => "kn",
-        Ron => "ro",
-        Slv => "sl",
-        Hrv => "hr",
-        Srp => "sr",
-        Mkd => "mk",
-        Lit => "lt",
-        Lav => "lv",
-        Est => "et",
-        Tam => "ta",
-        Vie => "vi",
-        Urd => "ur",
-        Tha => "th",
-        Guj => "gu",
-        Uzb => "uz",
-        Pan => "pa",
-        Aze => "az",
-        Ind => "id",
-        Tel => "te",
-        Pes => "fa",
-        Mal => "ml",
-        Ori => "or",
-        Mya => "my",
-        Nep => "ne",
-        Sin => "si",
-        Khm => "km",
-        Tuk => "tk",
-        Aka => "ak",
-        Zul => "zu",
-        Sna => "sn",
-        Afr => "af",
-        Lat => "la",
-        Slk => "sk",
-        Cat => "ca",
-        Tgl => "tl",
-        Hye => "hy",
-        other => other.code(),
-    }
 }
 
 #[cfg(test)]

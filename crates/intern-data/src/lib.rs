@@ -17,6 +17,7 @@ pub mod gold;
 mod hash;
 pub mod language;
 pub mod mix;
+pub mod ngram_model;
 pub mod pii;
 pub mod pipeline;
 pub mod report;

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
+use intern_data::mix::{self, MixConfig};
 use intern_data::pipeline::{self, RecipeConfig};
 use intern_data::{tokenize, tokenizer};
 use intern_format::document::{self, Document};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A page of `words` with menus around, in UTF-8.
 fn page(title: &str, text: &str) -> String {
@@ -219,21 +221,78 @@ fn pages_are_cleaned_and_every_loss_has_a_reason() {
 fn threads_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = corpus(dir.path());
-    for threads in [1, 2, 5] {
+    for threads in [1, 2, 8] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| pipeline::run(&config, &dir.path().join(format!("out{threads}"))).unwrap());
     }
     assert_same(&dir.path().join("out1"), &dir.path().join("out2"));
-    assert_same(&dir.path().join("out1"), &dir.path().join("out5"));
+    assert_same(&dir.path().join("out1"), &dir.path().join("out8"));
 }
 
-/// Runs in a child of `kills_change_nothing`; does nothing otherwise.
+/// Runs in a child of the tests that kill; does nothing otherwise.
 #[test]
 fn child() {
     let Ok(dir) = std::env::var("INTERN_DATA_CHILD") else { return };
-    let dir = Path::new(&dir);
-    let config: RecipeConfig = serde_json::from_slice(&fs::read(dir.join("recipe.json")).unwrap()).unwrap();
-    pipeline::run(&config, &dir.join("killed")).unwrap();
+    work(Path::new(&dir), "killed");
+}
+
+/// Does what `dir` holds a configuration for, into `dir/out`.
+fn work(dir: &Path, out: &str) {
+    let read = |name: &str| fs::read(dir.join(name)).ok();
+    if let Some(config) = read("recipe.json") {
+        let config: RecipeConfig = serde_json::from_slice(&config).unwrap();
+        pipeline::run(&config, &dir.join(out)).unwrap();
+    } else {
+        let config: MixConfig = serde_json::from_slice(&read("mix.json").unwrap()).unwrap();
+        mix::run(&config, &dir.join(out)).unwrap();
+    }
+}
+
+/// Does the work of `dir` in a child with so many threads, killed after `limit`; whether it ended before.
+fn start(dir: &Path, threads: usize, limit: Duration) -> bool {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--test-threads=1"])
+        .env("INTERN_DATA_CHILD", dir)
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begin = Instant::now();
+    while begin.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "the child failed");
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    false
+}
+
+/// Does the work of `dir` once in peace and then with `kills` kills at random moments, on 1, 2
+/// and 8 threads in turn, starting over whenever a run comes through. Outputs must be equal.
+fn kill(dir: &Path, kills: usize) {
+    work(dir, "whole");
+    let begin = Instant::now();
+    assert!(start(dir, 2, Duration::MAX));
+    let length = begin.elapsed();
+    let mut rng = intern_kernels::rng::Rng::new(11, 0);
+    let (mut killed, mut whole) = (0, 0);
+    loop {
+        let limit = if killed < kills { length.mul_f64(rng.unit()) } else { Duration::MAX };
+        if start(dir, [1, 2, 8][(killed + whole) % 3], limit) {
+            whole += 1;
+            assert_same(&dir.join("whole"), &dir.join("killed"));
+            fs::remove_dir_all(dir.join("killed")).unwrap();
+            if killed == kills {
+                break;
+            }
+        } else {
+            killed += 1;
+        }
+    }
+    println!("{killed} kills, {whole} runs came through, {:.0} s", begin.elapsed().as_secs_f64());
 }
 
 #[test]
@@ -241,23 +300,59 @@ fn kills_change_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let config = corpus(dir.path());
     fs::write(dir.path().join("recipe.json"), serde_json::to_vec(&config).unwrap()).unwrap();
-    pipeline::run(&config, &dir.path().join("whole")).unwrap();
-    let start = |wait: u64| {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--test-threads=1"])
-            .env("INTERN_DATA_CHILD", dir.path())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(wait));
-        let _ = child.kill();
-        child.wait().unwrap()
-    };
-    for wait in [5, 20, 35, 50, 65, 80, 95, 110] {
-        start(wait);
+    kill(dir.path(), 8);
+}
+
+/// All that needs the whole corpus at once, in files that end within segments.
+#[test]
+fn two_hundred_kills_change_nothing() {
+    if std::env::var_os("RUN_SLOW_TESTS").is_none() {
+        println!("skipped: set RUN_SLOW_TESTS");
+        return;
     }
-    pipeline::run(&config, &dir.path().join("killed")).unwrap();
-    assert_same(&dir.path().join("whole"), &dir.path().join("killed"));
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let shared = prose(1, 3);
+    for file in 0..3 {
+        let lines: String = (0..430)
+            .map(|i| {
+                let n = 1000 * file + i;
+                let own = prose(if i % 9 == 0 { i } else { n }, 8 + i % 5);
+                let text = if i % 7 == 0 { format!("{own}\n\n{shared}") } else { own };
+                json!({"id": format!("d{n}"), "text": text}).to_string() + "\n"
+            })
+            .collect();
+        fs::write(at(&format!("{file}.jsonl")), lines).unwrap();
+    }
+    let paths: Vec<_> = (0..3).map(|file| at(&format!("{file}.jsonl"))).collect();
+    let mut config = every_deduplication();
+    config["source"] = json!([{"kind": "jsonl", "path": paths}]);
+    config["output"] = json!({"shard_pages": 100});
+    fs::create_dir(at("run")).unwrap();
+    fs::write(at("run/recipe.json"), config.to_string()).unwrap();
+    kill(&at("run"), 200);
+
+    let config = json!({
+        "source": [{"name": "a", "documents": paths[..2], "epochs": 2.5}, {"name": "b", "documents": paths[2..]}],
+        "bucket_mb": 1,
+    });
+    fs::create_dir(at("mix")).unwrap();
+    fs::write(at("mix/mix.json"), config.to_string()).unwrap();
+    kill(&at("mix"), 60);
+}
+
+/// A recipe without sources that compares documents in all ways there are.
+fn every_deduplication() -> Value {
+    json!({
+        "dedup": {
+            "url": {"enabled": true},
+            "paragraphs": {"enabled": true},
+            "lines": {"enabled": true},
+            "sentences": {"enabled": true},
+            "ngrams": {"enabled": true, "threshold": 0.5},
+            "substrings": {"enabled": true, "min_chars": 40},
+        },
+    })
 }
 
 #[test]

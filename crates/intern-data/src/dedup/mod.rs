@@ -4,6 +4,7 @@
 //! Only hashes are held in memory; the shingles that verification compares lie in a
 //! spill file beside the documents.
 
+pub mod bloom;
 pub mod exact;
 pub mod minhash;
 mod minima;

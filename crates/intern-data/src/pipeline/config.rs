@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::dedup::bloom::NgramsConfig;
 use crate::dedup::exact::ExactConfig;
 use crate::dedup::minhash::MinhashConfig;
-use crate::dedup::pieces::PiecesConfig;
+use crate::dedup::pieces::{PiecesConfig, SentencesConfig, SubstringsConfig};
 use crate::extract::ExtractConfig;
 use crate::source::SourceConfig;
 use crate::stage::{
     Badwords, BadwordsConfig, C4, C4Config, Classify, ClassifyConfig, Decontaminate, DecontaminateConfig,
-    Fineweb, FinewebConfig, Language, LanguageConfig, Length, LengthConfig, Lines, LinesConfig, Pii,
-    PiiConfig, Quality, QualityConfig, Repetition, RepetitionConfig, Score, ScoreConfig, Stage, Url,
-    UrlConfig,
+    Fineweb, FinewebConfig, Language, LanguageConfig, Length, LengthConfig, Lines, LinesConfig, Normalize,
+    NormalizeConfig, Perplexity, PerplexityConfig, Pii, PiiConfig, Quality, QualityConfig, Repetition,
+    RepetitionConfig, Score, ScoreConfig, Stage, Url, UrlConfig,
 };
 use crate::words::Splitter;
 
@@ -31,11 +32,13 @@ pub struct RecipeConfig {
     /// How the rules find words: `characters`, `whitespace`, `english` or `language`.
     pub words: Splitter,
     /// The order of the stages; those not named follow in the usual one: `url`, `language`,
-    /// `lines`, `length`, `repetition`, `quality`, `c4`, `fineweb`, `badwords`, `classifier`,
-    /// `decontaminate`, `score`, `pii`.
+    /// `normalize`, `lines`, `length`, `repetition`, `quality`, `c4`, `fineweb`, `badwords`,
+    /// `classifier`, `perplexity`, `decontaminate`, `score`, `pii`.
     pub order: Vec<String>,
     /// Block lists of addresses.
     pub url: UrlConfig,
+    /// Unicode normal forms and simplified Chinese.
+    pub normalize: NormalizeConfig,
     /// Clean-up of lines.
     pub lines: LinesConfig,
     /// Language identification.
@@ -54,6 +57,8 @@ pub struct RecipeConfig {
     pub badwords: BadwordsConfig,
     /// Classifiers in fastText's format.
     pub classifier: Vec<ClassifyConfig>,
+    /// N-gram language models in KenLM's formats.
+    pub perplexity: Vec<PerplexityConfig>,
     /// Test questions of benchmarks.
     pub decontaminate: DecontaminateConfig,
     /// Quality, information and density.
@@ -97,6 +102,12 @@ pub struct DedupConfig {
     pub paragraphs: PiecesConfig,
     /// Lines that another document has.
     pub lines: PiecesConfig,
+    /// Runs of sentences that another document has.
+    pub sentences: SentencesConfig,
+    /// Paragraphs or documents of n-grams seen before, by a Bloom filter.
+    pub ngrams: NgramsConfig,
+    /// Runs of characters that occurred before.
+    pub substrings: SubstringsConfig,
 }
 
 /// `[dedup.url]` of a recipe.
@@ -148,6 +159,10 @@ impl RecipeConfig {
                  hint: FineWeb's are bands = 14, rows = 8, ngram = 5"
             );
         }
+        let d = &self.dedup;
+        if d.sentences.run == 0 || d.ngrams.ngram == 0 || d.substrings.min_chars == 0 {
+            bail!("dedup: sentences.run, ngrams.ngram and substrings.min_chars must be at least 1");
+        }
         if self.output.shard_pages == 0 || self.output.max_page_bytes == 0 {
             bail!("output: shard_pages and max_page_bytes must be at least 1");
         }
@@ -181,6 +196,7 @@ impl RecipeConfig {
         match name {
             "url" => self.url.enabled,
             "language" => self.language.enabled,
+            "normalize" => self.normalize.enabled,
             "lines" => self.lines.enabled,
             "length" => self.length.enabled,
             "repetition" => self.repetition.enabled,
@@ -189,6 +205,7 @@ impl RecipeConfig {
             "fineweb" => self.fineweb.enabled,
             "badwords" => self.badwords.enabled,
             "classifier" => !self.classifier.is_empty(),
+            "perplexity" => !self.perplexity.is_empty(),
             "decontaminate" => self.decontaminate.enabled,
             "score" => self.score.enabled,
             "pii" => self.pii.enabled,
@@ -197,6 +214,9 @@ impl RecipeConfig {
             "minhash" => self.dedup.minhash.enabled,
             "same_paragraphs" => self.dedup.paragraphs.enabled,
             "same_lines" => self.dedup.lines.enabled,
+            "same_sentences" => self.dedup.sentences.enabled,
+            "same_ngrams" => self.dedup.ngrams.enabled,
+            "same_substrings" => self.dedup.substrings.enabled,
             _ => true,
         }
     }
@@ -205,6 +225,7 @@ impl RecipeConfig {
         Ok(match name {
             "url" => Box::new(Url::new(&self.url)?),
             "language" => Box::new(Language::new(self.language.clone())?),
+            "normalize" => Box::new(Normalize(self.normalize.clone())),
             "lines" => Box::new(Lines(self.lines.clone())),
             "length" => Box::new(Length(self.length.clone())),
             "repetition" => Box::new(Repetition(self.repetition.clone())),
@@ -213,6 +234,7 @@ impl RecipeConfig {
             "fineweb" => Box::new(Fineweb(self.fineweb.clone())),
             "badwords" => Box::new(Badwords::new(&self.badwords)?),
             "classifier" => Box::new(Classify::new(&self.classifier)?),
+            "perplexity" => Box::new(Perplexity::new(&self.perplexity)?),
             "decontaminate" => Box::new(Decontaminate::new(&self.decontaminate)?),
             "score" => Box::new(Score(self.score.clone())),
             "pii" => Box::new(Pii(self.pii.clone())),
@@ -234,6 +256,10 @@ impl RecipeConfig {
             files.extend(self.decontaminate.files());
         }
         files.extend(self.classifier.iter().map(|c| c.model.as_path()));
+        for p in &self.perplexity {
+            files.push(&p.model);
+            files.extend(p.tokenizer.as_deref());
+        }
         files.extend(self.language.model.as_deref().filter(|_| self.language.enabled));
         files.extend(self.gold.as_deref());
         files
@@ -241,9 +267,10 @@ impl RecipeConfig {
 }
 
 /// The stages in their usual order.
-pub const STAGES: [&str; 13] = [
+pub const STAGES: [&str; 15] = [
     "url",
     "language",
+    "normalize",
     "lines",
     "length",
     "repetition",
@@ -252,6 +279,7 @@ pub const STAGES: [&str; 13] = [
     "fineweb",
     "badwords",
     "classifier",
+    "perplexity",
     "decontaminate",
     "score",
     "pii",

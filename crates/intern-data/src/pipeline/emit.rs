@@ -8,10 +8,10 @@ use intern_format::document::{Document, DocumentWriter};
 use serde_json::Value;
 
 use super::config::RecipeConfig;
+use super::repeats::Repeats;
 use super::signatures::Signatures;
 use super::stats::Stats;
 use super::work::{Judged, Segment, SegmentFiles, read_part};
-use crate::dedup::pieces::{Pieces, PiecesConfig, Unit};
 use crate::dedup::{exact, minhash};
 use crate::stage::Reason;
 
@@ -99,51 +99,6 @@ pub fn find_copies(config: &RecipeConfig, all: &Signatures) -> Result<Copies> {
     Ok(copies)
 }
 
-/// Repeated pieces of one unit: (page, index), sorted.
-pub type Repeated = (Unit, Vec<(u32, u32)>);
-
-/// The recipe's settings for repeated pieces.
-fn settings(config: &RecipeConfig, unit: Unit) -> &PiecesConfig {
-    match unit {
-        Unit::Line => &config.dedup.lines,
-        Unit::Paragraph => &config.dedup.paragraphs,
-    }
-}
-
-/// Finds the pieces that occurred before in documents that are no copies; paragraphs, then lines.
-///
-/// # Errors
-/// If the disk refuses.
-pub fn find_pieces(
-    config: &RecipeConfig,
-    work: &Path,
-    segments: &[Segment],
-    all: &Signatures,
-    copies: &Copies,
-) -> Result<Vec<Repeated>> {
-    let mut found = Vec::new();
-    for unit in [Unit::Paragraph, Unit::Line] {
-        let settings = settings(config, unit);
-        if !settings.enabled {
-            continue;
-        }
-        let mut pieces = Pieces::create(work, all.kept_chars())?;
-        for (s, segment) in segments.iter().enumerate() {
-            let first = all.starts[s] as u32;
-            for (page, judged) in (first..).zip(read_part(&SegmentFiles::of(work, *segment).part)?) {
-                let judged = judged?;
-                if judged.reason.is_none() && copies.of(page as usize).is_none() {
-                    for (index, hash) in unit.pieces(&judged.document.text, settings.min_chars) {
-                        pieces.add(hash, page, index)?;
-                    }
-                }
-            }
-        }
-        found.push((unit, pieces.repeated()?));
-    }
-    Ok(found)
-}
-
 /// Where output goes and what is known about all pages.
 pub struct Emitter<'a> {
     /// The recipe.
@@ -154,8 +109,8 @@ pub struct Emitter<'a> {
     pub work: &'a Path,
     /// Copies over all pages.
     pub copies: &'a Copies,
-    /// Pieces of documents that other documents have, per unit: (page, index), sorted.
-    pub pieces: &'a [Repeated],
+    /// Parts of documents that other documents have.
+    pub repeats: &'a Repeats,
     /// Id of every page that a copy points to, by index.
     pub ids: &'a std::collections::HashMap<u32, String>,
 }
@@ -182,7 +137,7 @@ impl Emitter<'_> {
             let mut judged = judged?;
             let mut reason = judged.reason.take().or_else(|| self.copy_reason(start + at));
             if reason.is_none() {
-                reason = self.take_out(&mut judged, (start + at) as u32);
+                reason = self.repeats.take_out(&mut judged, (start + at) as u32);
             }
             stats.count(&judged, reason.as_ref(), self.config.output.samples);
             match reason {
@@ -195,27 +150,6 @@ impl Emitter<'_> {
         dropped.finish()?;
         write_json(&marker, &stats)?;
         Ok(stats)
-    }
-
-    /// Takes out what other documents have; the reason if too little is left.
-    fn take_out(&self, judged: &mut Judged, page: u32) -> Option<Reason> {
-        for (unit, all) in self.pieces {
-            let from = all.partition_point(|p| p.0 < page);
-            let indices: Vec<u32> = all[from..].iter().take_while(|p| p.0 == page).map(|p| p.1).collect();
-            if indices.is_empty() {
-                continue;
-            }
-            let (text, removed) = unit.without(&judged.document.text, &indices);
-            let chars = judged.document.text.chars().count();
-            let share = removed as f64 / chars.max(1) as f64;
-            let limit = settings(self.config, *unit).max_removed;
-            if share > limit || text.trim().is_empty() {
-                return Some(Reason::new(unit.stage(), "max_removed", share, limit));
-            }
-            *judged.edits.entry(format!("{}/removed", unit.stage())).or_default() += indices.len() as u64;
-            judged.document.text = text;
-        }
-        None
     }
 
     fn copy_reason(&self, page: usize) -> Option<Reason> {

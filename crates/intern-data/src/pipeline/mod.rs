@@ -10,6 +10,7 @@
 mod config;
 mod emit;
 mod plan;
+mod repeats;
 mod signatures;
 mod stats;
 mod work;
@@ -38,6 +39,7 @@ use crate::source::{self, Shard};
 use crate::stage::{Measure, Sheet};
 use emit::{Copies, Emitter};
 use plan::{Identity, Plan};
+use repeats::Repeats;
 use signatures::Signatures;
 use work::{Cleaner, Segment, SegmentFiles, read_part};
 
@@ -221,8 +223,8 @@ fn emit_all(
     copies: &Copies,
 ) -> Result<Stats> {
     let ids = kept_ids(work, segments, all, copies)?;
-    let pieces = emit::find_pieces(config, work, segments, all, copies)?;
-    let emitter = Emitter { config, out, work, copies, pieces: &pieces, ids: &ids };
+    let repeats = Repeats::find(config, work, segments, all, copies)?;
+    let emitter = Emitter { config, out, work, copies, repeats: &repeats, ids: &ids };
     let progress = Progress::new("write", all.pages() as u64, "documents");
     let parts: Vec<Stats> = segments
         .par_iter()

@@ -14,6 +14,7 @@ pub const FUNNEL: &[(&str, &str)] = &[
     ("extract", "with text"),
     ("url", "address"),
     ("language", "language"),
+    ("normalize", "normal form"),
     ("lines", "clean lines"),
     ("length", "length"),
     ("repetition", "no repetition"),
@@ -22,6 +23,7 @@ pub const FUNNEL: &[(&str, &str)] = &[
     ("fineweb", "FineWeb rules"),
     ("badwords", "no bad words"),
     ("classifier", "classifiers"),
+    ("perplexity", "likely text"),
     ("decontaminate", "no test data"),
     ("score", "scores"),
     ("pii", "little private"),
@@ -30,6 +32,9 @@ pub const FUNNEL: &[(&str, &str)] = &[
     ("minhash", "no near copy"),
     ("same_paragraphs", "own paragraphs"),
     ("same_lines", "own lines"),
+    ("same_sentences", "own sentences"),
+    ("same_ngrams", "new n-grams"),
+    ("same_substrings", "own text"),
 ];
 
 /// Characters of a sample shown in the report.

@@ -9,6 +9,7 @@ pub mod chars;
 pub mod chinese;
 pub mod english;
 pub mod simplify;
+pub mod traditional;
 
 use serde::{Deserialize, Serialize};
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use intern_data::ngram_model::NgramModel;
 use intern_data::pipeline::{self, RecipeConfig};
 use intern_data::{classifier, diff, signatures, why};
 use intern_format::document::{self, Document};
@@ -300,6 +301,19 @@ fn signatures_are_datatroves() {
 }
 
 /// Models of the reference fastText with every loss, quantized too, and what it predicts.
+/// What KenLM says of sentences, known words and others.
+#[test]
+fn ngram_models_score_as_kenlm() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let model = NgramModel::open(&golden.join("ngram.arpa")).unwrap();
+    let expect: Vec<Value> = serde_json::from_slice(&fs::read(golden.join("ngram.json")).unwrap()).unwrap();
+    for one in expect {
+        let text = one["text"].as_str().unwrap();
+        let (sum, _) = model.score(text.split_whitespace());
+        assert!((sum - one["log10"].as_f64().unwrap()).abs() < 1e-4, "{text:?}: {sum}, not {}", one["log10"]);
+    }
+}
+
 #[test]
 fn fasttext_models_predict_as_the_reference() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fasttext");

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use intern_data::extract::{ExtractConfig, extract};
+use intern_data::language::MODEL;
 use intern_data::source::encoding::decode;
 use intern_data::source::warc::Reader;
 use serde::Deserialize;
@@ -106,4 +107,43 @@ fn score(dir: &Path) -> (f64, usize, f64) {
     }
     let (precision, recall) = (hit / (hit + wrong), hit / (hit + missed));
     (2.0 * precision * recall / (precision + recall), count, seconds)
+}
+
+/// lingua's test sentences (not those its frequencies were counted in), the languages the model
+/// tells apart. Bosnian counts as Croatian, Malay as Indonesian, Nynorsk as Bokmål.
+#[test]
+fn languages_of_sentences_are_named() {
+    let Some(assets) = assets() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let archive = assets.join("data/langid/lingua-testdata.tar.xz");
+    let unpacked =
+        Command::new("tar").arg("xJf").arg(&archive).arg("-C").arg(dir.path()).arg("sentences").status();
+    if !unpacked.is_ok_and(|s| s.success()) {
+        println!("skipped: tar cannot unpack {}", archive.display());
+        return;
+    }
+    let mut shares: Vec<(f64, String)> = Vec::new();
+    for file in fs::read_dir(dir.path().join("sentences")).unwrap() {
+        let path = file.unwrap().path();
+        let code = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if !MODEL.codes().contains(&code.as_str()) {
+            println!("{code} is not told apart");
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let (mut right, mut n) = (0, 0);
+        for line in text.lines().filter(|l| !l.trim().is_empty()) {
+            right += usize::from(MODEL.identify(line, None).is_some_and(|g| g.code == code));
+            n += 1;
+        }
+        shares.push((right as f64 / n as f64, code));
+    }
+    shares.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mean = shares.iter().map(|s| s.0).sum::<f64>() / shares.len() as f64;
+    let worst: Vec<String> =
+        shares.iter().take(12).map(|(s, code)| format!("{code} {:.1}", 100.0 * s)).collect();
+    println!("mean {:.2} % of {} languages; least: {}", 100.0 * mean, shares.len(), worst.join(", "));
+    let of = |wanted: &str| shares.iter().find(|(_, code)| code == wanted).map_or(0.0, |s| s.0);
+    println!("zh {:.2} %, en {:.2} %", 100.0 * of("zh"), 100.0 * of("en"));
+    assert!(mean >= 0.97 && of("zh") >= 0.99, "mean {mean}, zh {}", of("zh"));
 }

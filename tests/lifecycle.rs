@@ -113,3 +113,15 @@ fn an_unknown_setting_of_a_step_names_the_nearest() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("did you mean `pages`?"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_training_step_is_measured_as_the_peer_prints_it() {
+    let text = ok(&["train", "bench", "--shape", "quickstart", "--dtype", "bf16", "--steps", "2", "--json"]);
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
+    assert_eq!(lines.len(), 2);
+    for key in ["step", "loss", "wall_s", "cpu_s", "peak_mb"] {
+        assert!(lines[1][key].as_f64().is_some(), "{key} in {}", lines[1]);
+    }
+    assert!(lines[1]["loss"].as_f64() < Some(9.0), "{}", lines[1]);
+}

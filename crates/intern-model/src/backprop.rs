@@ -4,7 +4,9 @@
 //! ever held whole; frozen weights cost none. A layer's activations are kept from its forward to
 //! its backward pass, or only its input, from which the pass is then repeated
 //! ([`Settings::recompute`], after Chen et al., 2016). Buffers live in a [`Workspace`] and are used
-//! again for the next sequence. The unit of work is a sequence, so its bits do not depend on what
+//! again for the next sequence. With [`Precision::Bf16`], what enters a matrix product is rounded
+//! to bf16 and activations are kept at half the size; weights, the residual stream and all sums
+//! stay f32. The unit of work is a sequence, so its bits do not depend on what
 //! else is in the batch. Computes what [`Transformer::loss`] computes, which the tests hold it to.
 //!
 //! Shapes: `N` tokens of the sequence, the rest as in [`crate::transformer`].
@@ -14,10 +16,11 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, TensorId, bail};
 use intern_kernels::train::attention::{self, Context, Gradients, Layout, Shape};
-use intern_kernels::train::cross_entropy::{Buffers, Head};
+use intern_kernels::train::cross_entropy::{AddPart, Buffers, Head};
 use intern_kernels::train::gemm::{Into, View, ViewMut, matmul};
 use intern_kernels::train::math::add_assign;
-use intern_kernels::train::{embedding, rms_norm, swiglu};
+use intern_kernels::train::{embedding, half, rms_norm, swiglu};
+use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
 use crate::config::RopeScaling;
@@ -34,9 +37,43 @@ pub trait Sink: Sync {
     fn add(&self, param: usize, at: usize, tokens: usize, values: &[f32]);
 }
 
+/// Type of the operands of matrix products and of the activations kept for the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As the weights are.
+    #[default]
+    F32,
+    /// Half the memory for activations, 8 bits of precision; products are summed in f32.
+    Bf16,
+}
+
+impl Precision {
+    /// Rounds what will be an operand or kept.
+    fn round(self, x: &mut [f32]) {
+        if self == Self::Bf16 {
+            half::round(x);
+        }
+    }
+
+    /// `x` as an operand, in `buffer` where it has to be rounded.
+    fn operand<'a>(self, x: &'a [f32], buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => {
+                let rounded = sized(buffer, x.len());
+                half::round_into(x, rounded);
+                rounded
+            }
+        }
+    }
+}
+
 /// What changes the cost or the loss of a pass, besides the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Settings {
+    /// How exact products and kept activations are.
+    pub precision: Precision,
     /// Layers, from the first, whose activations are computed twice instead of kept.
     pub recompute: usize,
     /// Factor of the squared log-partition in the loss that is differentiated.
@@ -49,6 +86,8 @@ pub struct Workspace {
     /// Each layer's input, and the last one's output; `(N, C)`.
     streams: Vec<Vec<f32>>,
     kept: Vec<Kept>,
+    /// With bf16: what is kept of each layer, which the one element of `kept` takes turns to hold.
+    packed: Vec<Packed>,
     temp: Temp,
     loss: Buffers,
     rope: Rope,
@@ -63,6 +102,34 @@ struct Kept {
     middle: Vec<f32>, // (N, C): after attention
     gate: Vec<f32>,   // (N, F)
     up: Vec<f32>,     // (N, F)
+}
+
+/// [`Kept`] in fewer bytes.
+#[derive(Default)]
+struct Packed {
+    halves: [Vec<u16>; 4], // of qkv, heads, gate and up
+    lse: Vec<f32>,
+    middle: Vec<f32>,
+}
+
+impl Packed {
+    fn store(&mut self, kept: &Kept) {
+        for (packed, x) in self.halves.iter_mut().zip([&kept.qkv, &kept.heads, &kept.gate, &kept.up]) {
+            packed.resize(x.len(), 0);
+            half::pack(x, packed);
+        }
+        self.lse.clone_from(&kept.lse);
+        self.middle.clone_from(&kept.middle);
+    }
+
+    fn load(&self, kept: &mut Kept) {
+        let Kept { qkv, heads, lse, middle, gate, up } = kept;
+        for (packed, x) in self.halves.iter().zip([qkv, heads, gate, up]) {
+            half::unpack(packed, sized(x, packed.len()));
+        }
+        lse.clone_from(&self.lse);
+        middle.clone_from(&self.middle);
+    }
 }
 
 /// Memory of one operation.
@@ -90,6 +157,10 @@ struct LinearTemp {
     block: Vec<f32>,
     low: Vec<f32>,  // (N, R)
     dlow: Vec<f32>, // (N, R)
+    /// Operands rounded to bf16.
+    weight: Vec<f32>,
+    dy: Vec<f32>,
+    precision: Precision,
 }
 
 /// Rotary tables of positions `0..len`.
@@ -200,7 +271,10 @@ impl<'m> Backprop<'m> {
         if !mask.contains(&true) {
             return Ok(0.0);
         }
-        let Workspace { streams, kept, temp, loss: buffers, rope } = work;
+        let Workspace { streams, kept, packed, temp, loss: buffers, rope } = work;
+        let precision = self.settings.precision;
+        let packs = precision == Precision::Bf16 && sink.is_some();
+        temp.linear.precision = precision;
         let starts = batch.starts_of(row);
         rope.reach(config, n, &starts);
         let shape = Shape {
@@ -217,22 +291,29 @@ impl<'m> Backprop<'m> {
         let layers = &model.layers;
         let recompute = if sink.is_some() { self.settings.recompute.min(layers.len()) } else { layers.len() };
         streams.resize_with(layers.len() + 1, Vec::new);
-        kept.resize_with(layers.len() - recompute + 1, Kept::default);
+        let slots = layers.len() - recompute;
+        kept.resize_with(if packs { 1 } else { slots + 1 }, Kept::default);
+        packed.resize_with(if packs { slots } else { 0 }, Packed::default);
+        let slot = |i: usize| if packs { 0 } else { (i + 1).saturating_sub(recompute) };
         let place = |i: usize| if sink.is_some() { i } else { i % 2 };
         embedding::forward(&floats(&model.embedding)?, tokens, c, sized(&mut streams[0], n * c));
         for (i, layer) in layers.iter().enumerate() {
             let mut out = std::mem::take(&mut streams[place(i + 1)]);
             let x = &streams[place(i)][..n * c];
-            let slot = (i + 1).saturating_sub(recompute);
-            self.forward(layer, &sequence, x, &mut kept[slot], temp, Some(sized(&mut out, n * c)))?;
+            self.forward(layer, &sequence, x, &mut kept[slot(i)], temp, Some(sized(&mut out, n * c)))?;
+            if packs && i >= recompute {
+                packed[i - recompute].store(&kept[0]);
+            }
             streams[place(i + 1)] = out;
         }
         let last = &streams[place(layers.len())][..n * c];
         let normed = sized(&mut temp.normed, n * c);
         let eps = config.rms_norm_eps as f32;
         rms_norm::forward(last, &floats(&model.norm)?, eps, normed);
+        precision.round(normed);
         let head = floats(&model.head)?;
-        let head = Head { w: &head, c, z_loss: self.settings.z_loss };
+        let head = precision.operand(&head, &mut temp.linear.weight);
+        let head = Head { w: head, c, z_loss: self.settings.z_loss };
         let Some(sink) = sink else {
             return Ok(head.loss(normed, targets, mask, buffers, None, None));
         };
@@ -241,8 +322,7 @@ impl<'m> Backprop<'m> {
         let dnormed = sized(&mut temp.dnormed, n * c);
         let head_param = self.index(&model.head);
         let mut add = |at: usize, tokens: usize, d: &[f32]| sink.add(head_param.unwrap_or(0), at, tokens, d);
-        let dw: Option<&mut dyn FnMut(usize, usize, &[f32])> =
-            if head_param.is_some() { Some(&mut add) } else { None };
+        let dw: Option<AddPart> = if head_param.is_some() { Some(&mut add) } else { None };
         let loss = head.loss(normed, targets, mask, buffers, Some(dnormed), dw);
         let dx = sized(&mut temp.dx, n * c);
         self.norm_backward(&model.norm, last, dnormed, dx, &mut temp.dnorm, n, sink)?;
@@ -251,11 +331,13 @@ impl<'m> Backprop<'m> {
         let embedding = self.index(&model.embedding);
         for (i, layer) in layers.iter().enumerate().rev() {
             let x = &streams[i][..n * c];
-            let slot = (i + 1).saturating_sub(recompute);
+            let kept = &mut kept[slot(i)];
             if i < recompute {
-                self.forward(layer, &sequence, x, &mut kept[slot], temp, None)?;
+                self.forward(layer, &sequence, x, kept, temp, None)?;
+            } else if packs {
+                packed[i - recompute].load(kept);
             }
-            self.backward(layer, &sequence, x, &kept[slot], temp, i > 0 || embedding.is_some(), sink)?;
+            self.backward(layer, &sequence, x, kept, temp, i > 0 || embedding.is_some(), sink)?;
         }
         if let Some(param) = embedding {
             for (&token, dx) in tokens.iter().zip(temp.dx.chunks_exact(c)) {
@@ -280,38 +362,48 @@ impl<'m> Backprop<'m> {
         let (q_len, kv_len) = sequence.widths();
         let normed = sized(&mut temp.normed, n * c);
         let low = &mut temp.linear;
+        let precision = self.settings.precision;
 
         // 1. Attention
         rms_norm::forward(x, &floats(&layer.attention_norm)?, eps, normed);
+        precision.round(normed);
         let qkv = sized(&mut kept.qkv, q_len + 2 * kv_len);
         let heads = sized(&mut kept.heads, q_len);
         let lse = sized(&mut kept.lse, n * config.num_heads);
         match &layer.qkv {
             Qkv::Fused(wqkv) => {
                 wqkv.apply(normed, n, Into::Overwrite, qkv, low)?;
+                precision.round(qkv);
                 attention::forward(&sequence.context(layer), qkv, qkv, qkv, heads, lse);
             }
             Qkv::Separate([wq, wk, wv]) => {
                 let (q, k, v) = thirds(qkv, q_len, kv_len);
                 for (w, y) in [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)] {
                     w.apply(normed, n, Into::Overwrite, y, low)?;
+                    precision.round(y);
                 }
                 let (q, k) = norm_heads(layer, q, k, eps, &mut temp.qk)?;
                 attention::forward(&sequence.context(layer), q, k, v, heads, lse);
             }
         }
+        precision.round(heads);
         let middle = sized(&mut kept.middle, n * c);
         middle.copy_from_slice(x);
         layer.o.apply(heads, n, Into::Add, middle, low)?;
 
         // 2. Feed-forward
         rms_norm::forward(middle, &floats(&layer.ffn_norm)?, eps, normed);
+        precision.round(normed);
         let f = n * config.intermediate_size;
-        layer.gate.apply(normed, n, Into::Overwrite, sized(&mut kept.gate, f), low)?;
-        layer.up.apply(normed, n, Into::Overwrite, sized(&mut kept.up, f), low)?;
+        for (w, y) in [(&layer.gate, &mut kept.gate), (&layer.up, &mut kept.up)] {
+            let y = sized(y, f);
+            w.apply(normed, n, Into::Overwrite, y, low)?;
+            precision.round(y);
+        }
         let Some(out) = out else { return Ok(()) };
         let act = sized(&mut temp.act, f);
         swiglu::forward(&kept.gate[..f], &kept.up[..f], act);
+        precision.round(act);
         out.copy_from_slice(middle);
         layer.down.apply(act, n, Into::Add, out, low)
     }
@@ -340,15 +432,18 @@ impl<'m> Backprop<'m> {
         let normed = sized(&mut temp.normed, n * c);
         let dnormed = sized(&mut temp.dnormed, n * c);
         let work = &mut temp.linear;
+        let precision = self.settings.precision;
 
         // 1. Feed-forward
         let act = sized(&mut temp.act, f);
         swiglu::forward(gate, up, act);
+        precision.round(act);
         let dact = sized(&mut temp.dact, f);
         self.linear_backward(&layer.down, act, n, dx, Some((dact, Into::Overwrite)), work, sink)?;
         let (dgate, dup) = (sized(&mut temp.dgate, f), sized(&mut temp.dup, f));
         swiglu::backward(gate, up, dact, dgate, dup);
         rms_norm::forward(middle, &floats(&layer.ffn_norm)?, eps, normed);
+        precision.round(normed);
         self.linear_backward(&layer.gate, normed, n, dgate, Some((dnormed, Into::Overwrite)), work, sink)?;
         self.linear_backward(&layer.up, normed, n, dup, Some((dnormed, Into::Add)), work, sink)?;
         self.norm_backward(&layer.ffn_norm, middle, dnormed, dpart, &mut temp.dnorm, n, sink)?;
@@ -358,6 +453,7 @@ impl<'m> Backprop<'m> {
         let dheads = sized(&mut temp.dheads, q_len);
         self.linear_backward(&layer.o, heads, n, dx, Some((dheads, Into::Overwrite)), work, sink)?;
         rms_norm::forward(x, &floats(&layer.attention_norm)?, eps, normed);
+        precision.round(normed);
         let qkv = &kept.qkv[..q_len + 2 * kv_len];
         let lse = &kept.lse[..n * config.num_heads];
         let dqkv = sized(&mut temp.dqkv, q_len + 2 * kv_len);
@@ -410,34 +506,37 @@ impl<'m> Backprop<'m> {
         sink: &dyn Sink,
     ) -> Result<()> {
         let (out, input) = linear.weight.dims2()?;
-        if let Some(param) = self.index(&linear.weight) {
-            weight_gradient(param, (dy, out), (x, input), n, 1.0, &mut work.block, sink);
-        }
+        let LinearTemp { block, low, dlow, weight, dy: rounded, precision } = work;
         if let Some(param) = linear.bias.as_ref().and_then(|b| self.index(b)) {
-            let sum = sized(&mut work.block, out);
+            let sum = sized(block, out);
             sum.fill(0.0);
             dy.chunks_exact(out).for_each(|row| add_assign(sum, row));
             sink.add(param, 0, n, sum);
+        }
+        let dy = precision.operand(dy, rounded);
+        if let Some(param) = self.index(&linear.weight) {
+            weight_gradient(param, (dy, out), (x, input), n, 1.0, block, sink);
         }
         let dy_view = View::new(dy, n, out);
         let mut into = None;
         if let Some((dx, how)) = dx {
             let w = floats(&linear.weight)?;
-            matmul(ViewMut::new(dx, n, input), how, 1.0, dy_view, View::new(&w, out, input));
+            let w = precision.operand(&w, weight);
+            matmul(ViewMut::new(dx, n, input), how, 1.0, dy_view, View::new(w, out, input));
             into = Some(dx);
         }
         let Some(adapter) = &linear.adapter else { return Ok(()) };
         let (a, b) = (floats(&adapter.a)?, floats(&adapter.b)?);
         let r = adapter.a.dim(0)?;
         let (a, b) = (View::new(&a, r, input), View::new(&b, out, r));
-        let (low, dlow) = (sized(&mut work.low, n * r), sized(&mut work.dlow, n * r));
+        let (low, dlow) = (sized(low, n * r), sized(dlow, n * r));
         matmul(ViewMut::new(low, n, r), Into::Overwrite, 1.0, View::new(x, n, input), a.t());
         matmul(ViewMut::new(dlow, n, r), Into::Overwrite, adapter.scale, dy_view, b);
         if let Some(param) = self.index(&adapter.b) {
-            weight_gradient(param, (dy, out), (low, r), n, adapter.scale, &mut work.block, sink);
+            weight_gradient(param, (dy, out), (low, r), n, adapter.scale, block, sink);
         }
         if let Some(param) = self.index(&adapter.a) {
-            weight_gradient(param, (dlow, r), (x, input), n, 1.0, &mut work.block, sink);
+            weight_gradient(param, (dlow, r), (x, input), n, 1.0, block, sink);
         }
         if let Some(dx) = into {
             matmul(ViewMut::new(dx, n, input), Into::Add, 1.0, View::new(dlow, n, r), a);
@@ -536,7 +635,8 @@ impl Linear {
         let (out, input) = self.weight.dims2()?;
         let x = View::new(x, n, input);
         let w = floats(&self.weight)?;
-        matmul(ViewMut::new(y, n, out), into, 1.0, x, View::new(&w, out, input).t());
+        let w = work.precision.operand(&w, &mut work.weight);
+        matmul(ViewMut::new(y, n, out), into, 1.0, x, View::new(w, out, input).t());
         if let Some(bias) = &self.bias {
             let bias = floats(bias)?;
             y.chunks_exact_mut(out).for_each(|row| add_assign(row, &bias));

@@ -5,7 +5,7 @@
 use std::sync::Mutex;
 
 use candle_core::Device;
-use intern_model::backprop::{Backprop, Settings, Sink, Workspace};
+use intern_model::backprop::{Backprop, Precision, Settings, Sink, Workspace};
 use intern_model::{Architecture, Batch, LoraConfig, ModelConfig, Transformer};
 
 /// Adds up what it is given, in the order it comes.
@@ -20,15 +20,28 @@ impl Sink for Sum {
 }
 
 /// Loss and gradients of all rows of `batch`.
-fn gradients(model: &Transformer, batch: &Batch, recompute: usize) -> (f64, Vec<Vec<f32>>) {
+fn gradients(
+    model: &Transformer,
+    batch: &Batch,
+    recompute: usize,
+    precision: Precision,
+) -> (f64, Vec<Vec<f32>>) {
     let sizes = model.trainable_vars().into_iter().map(|(_, v)| vec![0.0; v.elem_count()]);
     let sum = Sum(Mutex::new(sizes.collect()));
-    let backprop = Backprop::new(model, Settings { recompute, z_loss: 0.0 });
+    let backprop = Backprop::new(model, Settings { precision, recompute, z_loss: 0.0 });
     let mut work = Workspace::default();
     let loss = (0..batch.b).map(|row| backprop.gradients(batch, row, &mut work, &sum).unwrap()).sum();
     let alone: f64 = (0..batch.b).map(|row| backprop.loss(batch, row, &mut work).unwrap()).sum();
     assert_eq!(alone, loss, "the loss does not depend on whether gradients are wanted");
     (loss, sum.0.into_inner().unwrap())
+}
+
+/// The norm of `a - b` as a share of that of `b`.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let size = norm(&mut b.iter().copied());
+    assert!(size > 0.0, "a gradient of zero");
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / size
 }
 
 /// Two rows of 40 tokens: one document, and three of which the second is not trained on.
@@ -43,22 +56,19 @@ fn batch() -> Batch {
 #[track_caller]
 fn check(what: &str, model: &Transformer) {
     let batch = batch();
-    let (loss, ours) = gradients(model, &batch, 0);
+    let (loss, ours) = gradients(model, &batch, 0, Precision::F32);
     let autograd = model.loss(&batch).unwrap();
     let expect = f64::from(autograd.sum.to_scalar::<f32>().unwrap());
     assert!((loss - expect).abs() < 1e-5 * expect, "{what}: loss {loss}, not {expect}");
     let store = autograd.sum.backward().unwrap();
     for ((name, var), ours) in model.trainable_vars().iter().zip(&ours) {
         let theirs: Vec<f32> = store.get(var).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-        let size = norm(&mut theirs.iter().copied());
-        let error = norm(&mut ours.iter().zip(&theirs).map(|(a, b)| a - b));
-        assert!(size > 0.0, "{what}: no gradient for {name}");
-        assert!(error <= 1e-5 * size, "{what}: gradient of {name} is off by {:e}", error / size);
+        let error = distance(ours, &theirs);
+        assert!(error <= 1e-5, "{what}: gradient of {name} is off by {error:e}");
     }
     for recompute in 1..=model.config().num_layers {
         assert!(
-            gradients(model, &batch, recompute) == (loss, ours.clone()),
+            gradients(model, &batch, recompute, Precision::F32) == (loss, ours.clone()),
             "{what}: {recompute} layers twice"
         );
     }
@@ -98,5 +108,27 @@ fn adapters_have_the_gradients_of_autograd() {
             }
         }
         check("adapters", &model);
+    }
+}
+
+#[test]
+fn bf16_is_near_f32_and_the_same_however_much_is_kept() {
+    for arch in [Architecture::InternLm2, Architecture::Qwen3] {
+        let config = ModelConfig::small(arch, 50, 32, 2, 4, 2);
+        let model = Transformer::init(&config, 7, &Device::Cpu).unwrap();
+        let batch = batch();
+        let (exact, full) = gradients(&model, &batch, 0, Precision::F32);
+        let (loss, half) = gradients(&model, &batch, 0, Precision::Bf16);
+        assert!(loss != exact && (loss - exact).abs() < 2e-3 * exact, "{arch:?}: loss {loss}, not {exact}");
+        for ((name, _), (half, full)) in model.trainable_vars().iter().zip(half.iter().zip(&full)) {
+            let error = distance(half, full);
+            assert!(error > 0.0 && error < 0.03, "{arch:?}: gradient of {name} is off by {error:e}");
+        }
+        for recompute in 1..=2 {
+            assert!(
+                gradients(&model, &batch, recompute, Precision::Bf16) == (loss, half.clone()),
+                "{arch:?}: {recompute} layers twice"
+            );
+        }
     }
 }

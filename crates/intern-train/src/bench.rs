@@ -1,6 +1,6 @@
 //! How long a training step takes, on random tokens: `intern train bench`.
 //!
-//! The shape called `peer` is that of `torch_train_bench.py`, whose JSON lines these are: the same
+//! The shape [`Bench::peer`] is that of `torch_train_bench.py`, whose JSON lines these are: the same
 //! model, batch and optimizer.
 
 use std::time::Instant;
@@ -9,7 +9,7 @@ use anyhow::Result;
 use candle_core::Device;
 use intern_kernels::rng::Rng;
 use intern_kernels::train::fixed;
-use intern_model::backprop::{Backprop, Settings};
+use intern_model::backprop::{Backprop, Precision, Settings};
 use intern_model::{Architecture, Batch, ModelConfig, Transformer};
 use serde::Serialize;
 
@@ -31,6 +31,8 @@ pub struct Bench {
     pub steps: u64,
     /// Share of the layers whose activations are computed twice.
     pub recompute: f64,
+    /// Type of operands and kept activations.
+    pub precision: Precision,
 }
 
 /// The figures of one step.
@@ -55,18 +57,21 @@ pub struct Line {
 }
 
 impl Bench {
-    /// `peer` (32 M parameters, 4 x 512 tokens) or `quickstart` (1 M, 16 x 256).
+    /// The peer script's: 32 million parameters, 4 x 512 tokens.
     #[must_use]
-    pub fn named(shape: &str) -> Option<Self> {
-        let (model, batch_size, seq_len) = match shape {
-            "peer" => {
-                let model = ModelConfig::small(Architecture::Llama, 8192, 512, 8, 8, 4);
-                (ModelConfig { intermediate_size: 1408, ..model }, 4, 512)
-            }
-            "quickstart" => (ModelConfig::small(Architecture::InternLm2, 2048, 128, 4, 4, 2), 16, 256),
-            _ => return None,
-        };
-        Some(Self { model, batch_size, seq_len, steps: 6, recompute: 0.0 })
+    pub fn peer() -> Self {
+        let model = ModelConfig::small(Architecture::Llama, 8192, 512, 8, 8, 4);
+        Self::of(ModelConfig { intermediate_size: 1408, ..model }, 4, 512)
+    }
+
+    /// The quickstart's: 1 million parameters, 16 x 256 tokens.
+    #[must_use]
+    pub fn quickstart() -> Self {
+        Self::of(ModelConfig::small(Architecture::InternLm2, 2048, 128, 4, 4, 2), 16, 256)
+    }
+
+    fn of(model: ModelConfig, batch_size: usize, seq_len: usize) -> Self {
+        Self { model, batch_size, seq_len, steps: 6, recompute: 0.0, precision: Precision::F32 }
     }
 
     /// Makes the steps, giving the figures of each to `each`.
@@ -79,7 +84,7 @@ impl Bench {
         let mut gradients = Gradients::new(&params);
         let mut lanes = Lanes::new(self.batch_size)?;
         let recompute = (self.recompute * self.model.num_layers as f64).ceil() as usize;
-        let backprop = Backprop::new(&model, Settings { recompute, z_loss: 0.0 });
+        let backprop = Backprop::new(&model, Settings { precision: self.precision, recompute, z_loss: 0.0 });
         let mut rng = Rng::new(0, 0);
         for step in 0..self.steps {
             let mut row = || -> Vec<u32> {

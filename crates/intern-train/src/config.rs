@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+pub use intern_model::backprop::Precision;
 use intern_model::{Architecture, ModelConfig};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,10 @@ pub struct TrainConfig {
     /// instead of kept: 0 for none (default), 1 for all. Changes no bit of the result.
     #[serde(default)]
     pub recompute: f64,
+    /// Type of the operands of matrix products and of the activations kept for the backward pass:
+    /// `f32` (default) or `bf16`. Weights, sums and the optimizer stay f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// Factor of the squared log-partition added to the loss that is minimized, against drifting
     /// logits; 1e-4 is usual (default 0).
     #[serde(default)]
@@ -49,7 +54,6 @@ pub struct TrainConfig {
     #[serde(default = "one")]
     pub keep_last: usize,
     /// Type of the weights in the final `checkpoint/`: `f32` (default), `bf16` or `f16`.
-    /// Computation is always in f32.
     #[serde(default)]
     pub dtype: WeightType,
     /// Tokenizer directory or file, copied into the checkpoint (default: that of `model.init_from`).
@@ -247,6 +251,8 @@ pub struct Plan {
     pub batch_rampup: Option<Rampup>,
     /// Share of the layers whose activations are computed twice.
     pub recompute: f64,
+    /// Type of operands and kept activations.
+    pub precision: Precision,
     /// Factor of the squared log-partition.
     pub z_loss: f64,
     /// Each rank has the moments of its share of the weights only.
@@ -303,6 +309,7 @@ impl Plan {
             schedule: args.schedule.resolve(steps)?,
             batch_rampup: None,
             recompute: 0.0,
+            precision: Precision::F32,
             z_loss: 0.0,
             zero: true,
         })
@@ -367,6 +374,7 @@ impl TrainConfig {
         Ok(Plan {
             batch_rampup: self.batch_rampup,
             recompute: self.recompute,
+            precision: self.precision,
             z_loss: self.z_loss,
             zero: zero != Some(0),
             ..plan

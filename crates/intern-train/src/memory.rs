@@ -2,7 +2,7 @@
 //!
 //! Activations are large and live for one step. glibc gives such blocks back to the system when
 //! they are freed, and taking them again costs a page fault per 4 KiB: with the quickstart's model
-//! a fifth of a step's CPU time (`examples/step_time.rs`). Peak memory stays the same.
+//! a fifth of a step's CPU time (`intern train bench`). Peak memory stays the same.
 
 /// Tells glibc's allocator to keep large freed blocks; without effect elsewhere.
 ///

@@ -124,8 +124,11 @@ impl<'a> Trainer<'a> {
         // Nobody writes before everybody has read.
         comm.barrier()?;
         let layers = model.config().num_layers as f64;
-        let settings =
-            Settings { recompute: (plan.recompute * layers).ceil() as usize, z_loss: plan.z_loss as f32 };
+        let settings = Settings {
+            precision: plan.precision,
+            recompute: (plan.recompute * layers).ceil() as usize,
+            z_loss: plan.z_loss as f32,
+        };
         Ok(Self {
             model: Backprop::new(model, settings),
             plan,

@@ -14,6 +14,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod fixed;
 pub mod gemm;
+pub mod half;
 pub mod math;
 pub mod memory;
 pub mod rms_norm;

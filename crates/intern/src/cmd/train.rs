@@ -1,4 +1,4 @@
-//! `intern train`: pretraining, and conversion between checkpoint layouts.
+//! `intern train`: pretraining, its benchmark, and conversion between checkpoint layouts.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use intern_format::atomic::AtomicDir;
 use intern_model::convert;
 use intern_progress::{clock, human};
+use intern_train::bench::Bench;
+use intern_train::config::Precision;
 use intern_train::pretrain::{self, Summary};
 use intern_train::{TrainConfig, job};
 
@@ -25,6 +27,11 @@ enum TrainCommand {
     /// OUT/metrics.jsonl with TensorBoard events. Killed at any moment, the same command goes on
     /// and ends with the same bytes.
     Run(RunArgs),
+    /// Measures training steps on random tokens: time, memory, tokens per second.
+    ///
+    /// The model is that of `torch_train_bench.py`: a Llama of 32 million parameters, 4 sequences of
+    /// 512 tokens, AdamW.
+    Bench(BenchArgs),
     /// Rewrites a checkpoint in another layout, with the same weights.
     Convert(ConvertArgs),
     /// Draws the curves of one run, or of several over each other, as an SVG file.
@@ -52,6 +59,43 @@ struct RunArgs {
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  intern train bench
+  intern train bench --dtype bf16 --steps 6 --json
+  intern train bench --recompute 1 --shape quickstart")]
+struct BenchArgs {
+    /// Type of the operands of matrix products and of kept activations.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: BenchType,
+    /// Steps to make.
+    #[arg(long, default_value_t = 6)]
+    steps: u64,
+    /// Share of the layers whose activations are computed twice instead of kept.
+    #[arg(long, default_value_t = 0.0)]
+    recompute: f64,
+    /// The model and its batch.
+    #[arg(long, value_enum, default_value = "peer")]
+    shape: Shape,
+    /// One JSON line per step.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BenchType {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shape {
+    /// 32 million parameters, 4 x 512 tokens.
+    Peer,
+    /// 1 million parameters, 16 x 256 tokens.
+    Quickstart,
 }
 
 #[derive(Args)]
@@ -85,6 +129,7 @@ enum Layout {
 pub fn run(args: TrainArgs) -> Result<()> {
     match args.command {
         TrainCommand::Run(args) => train(&args),
+        TrainCommand::Bench(args) => bench(&args),
         TrainCommand::Convert(args) => convert_layout(&args),
         TrainCommand::Plot(args) => super::train_plot::run(&args),
     }
@@ -103,6 +148,33 @@ fn train(args: &RunArgs) -> Result<()> {
         print_summary(&summary);
     }
     Ok(())
+}
+
+fn bench(args: &BenchArgs) -> Result<()> {
+    if !(0.0..=1.0).contains(&args.recompute) {
+        bail!("--recompute is {}, expected 0 to 1\nhint: it is a share of the layers", args.recompute);
+    }
+    let precision = match args.dtype {
+        BenchType::F32 => Precision::F32,
+        BenchType::Bf16 => Precision::Bf16,
+    };
+    let shape = match args.shape {
+        Shape::Peer => Bench::peer(),
+        Shape::Quickstart => Bench::quickstart(),
+    };
+    let bench = Bench { steps: args.steps, recompute: args.recompute, precision, ..shape };
+    bench.run(|line| match serde_json::to_string(line) {
+        Ok(line) if args.json => println!("{line}"),
+        _ => println!(
+            "step {:<3} loss {:.4}  {:.2} s ({:.2} s of CPU)  {} tok/s  peak {} MB",
+            line.step,
+            line.loss,
+            line.wall_s,
+            line.cpu_s,
+            human(line.tokens_per_second),
+            line.peak_mb
+        ),
+    })
 }
 
 /// `--resume`: refuses to start from nothing.

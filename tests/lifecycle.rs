@@ -125,3 +125,27 @@ fn a_training_step_is_measured_as_the_peer_prints_it() {
     }
     assert!(lines[1]["loss"].as_f64() < Some(9.0), "{}", lines[1]);
 }
+
+#[test]
+fn a_dry_run_tells_what_a_run_takes_and_writes_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let tokenizer = dir.path().join("tokenizer");
+    let documents = dir.path().join("documents.jsonl");
+    let document =
+        serde_json::json!({"id": "1", "text": "the cat sat on the mat and the dog ran. ".repeat(50)});
+    std::fs::write(&documents, format!("{document}\n")).expect("written");
+    let text = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let config = dir.path().join("tokenizer.toml");
+    std::fs::write(&config, format!("vocab_size = 300\ndocuments = [{:?}]\n", text(&documents)))
+        .expect("written");
+    ok(&["data", "tokenizer", &text(&config), "--out", &text(&tokenizer)]);
+    let out = text(&dir.path().join("out"));
+    let set = format!("tokenizer={}", text(&tokenizer));
+    let args = ["train", "run", "configs/train/tiny-internlm2.toml", "--out", &out, "--set", &set];
+    let shown = ok(&[&args[..], &["--dry-run", "--set", "parallel.data=2", "--json"]].concat());
+    let forecast: serde_json::Value = serde_json::from_str(&shown).expect("--json prints JSON");
+    assert_eq!((&forecast["ranks"], &forecast["sequences_per_rank"]), (&2.into(), &8.into()));
+    assert_eq!(forecast["sent_per_step"].as_u64(), forecast["parameters"].as_u64().map(|p| 6 * p));
+    assert!(ok(&[&args[..], &["--dry-run"]].concat()).contains("memory of a rank"));
+    assert!(!Path::new(&out).exists());
+}

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod config;
 pub mod data;
+pub mod forecast;
 pub mod interrupt;
 pub mod job;
 pub mod lanes;

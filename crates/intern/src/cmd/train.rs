@@ -9,6 +9,7 @@ use intern_model::convert;
 use intern_progress::{clock, human};
 use intern_train::bench::Bench;
 use intern_train::config::Precision;
+use intern_train::forecast::Forecast;
 use intern_train::pretrain::{self, Summary};
 use intern_train::{TrainConfig, job};
 
@@ -43,6 +44,7 @@ enum TrainCommand {
   intern train run configs/train/tiny-internlm2.toml --out runs/tiny
   intern train run configs/train/tiny-internlm2.toml --out runs/fast --set steps=200 --set optimizer.lr=2e-3
   intern train run configs/train/tiny-internlm2.toml --out runs/tiny --resume
+  intern train run configs/train/tiny-internlm2.toml --out runs/tiny --dry-run --set parallel.data=2
   tensorboard --logdir runs/tiny")]
 struct RunArgs {
     /// The run.
@@ -56,6 +58,9 @@ struct RunArgs {
     /// Only continue: fail where OUT holds no saved state of this very run, instead of starting one.
     #[arg(long)]
     resume: bool,
+    /// Only tell what the run would take: parameters, work, memory of a rank, traffic. Writes nothing.
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -138,6 +143,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
 fn train(args: &RunArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
     let config: TrainConfig = crate::config::load(&args.config, &args.sets)?;
+    if args.dry_run {
+        return dry_run(&Forecast::new(&config)?, args.json);
+    }
     if args.resume {
         must_continue(&pretrain::job(&config, &args.out)?)?;
     }
@@ -175,6 +183,37 @@ fn bench(args: &BenchArgs) -> Result<()> {
             line.peak_mb
         ),
     })
+}
+
+fn dry_run(forecast: &Forecast, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(forecast)?);
+        return Ok(());
+    }
+    let f = forecast;
+    let bytes = |n: u64| format!("{:>9.1} MB", n as f64 / f64::from(1 << 20));
+    println!("parameters     {}", human(f.parameters as f64));
+    println!("steps          {} of {} sequences of {} tokens", f.steps, f.batch_size, f.seq_len);
+    println!("tokens         {}", human(f.tokens as f64));
+    println!("work           {}FLOP", human(f.flops_per_token * f.tokens as f64));
+    let zero = if f.zero && f.ranks > 1 { ", which share the moments (ZeRO-1)" } else { "" };
+    println!("ranks          {}{zero}", f.ranks);
+    println!("of a rank      {} sequences a step, {} at once", f.sequences_per_rank, f.lanes);
+    let m = f.memory;
+    println!("memory of a rank");
+    for (name, n) in [
+        ("weights", m.weights),
+        ("gradient sums", m.gradients),
+        ("moments", m.moments),
+        ("activations", m.activations),
+        ("saving", m.saving),
+        ("program", m.program),
+        ("total", m.total),
+    ] {
+        println!("  {name:<13}{}", bytes(n));
+    }
+    println!("sent per step  {}", bytes(f.sent_per_step).trim_start());
+    Ok(())
 }
 
 /// `--resume`: refuses to start from nothing.

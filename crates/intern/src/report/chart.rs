@@ -91,7 +91,7 @@ pub fn lines(series: &[Series], x_label: &str, from: From) -> String {
     if from == From::Zero {
         y0 = y0.min(0.0);
     }
-    let px = |x: f64| LEFT + (x - x0) / (x1 - x0).max(1e-12) * (WIDTH - LEFT - 8.0);
+    let px = |x: f64| LEFT + (x - x0) / (x1 - x0).max(1e-12) * (WIDTH - LEFT - 18.0);
     let py = |y: f64| HEIGHT - BOTTOM - (y - y0) / (y1 - y0).max(1e-12) * (HEIGHT - BOTTOM - TOP);
 
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\n");

@@ -32,9 +32,9 @@ const BLOCK: usize = 1 << 18;
 
 /// Takes gradients, from several sequences at once.
 pub trait Sink: Sync {
-    /// Adds `values`, sums over `tokens` tokens, to the gradient of trained tensor `param` (its
+    /// Adds `values` to the gradient of trained tensor `param` (its
     /// place in [`Transformer::trainable_vars`]) from element `at` on.
-    fn add(&self, param: usize, at: usize, tokens: usize, values: &[f32]);
+    fn add(&self, param: usize, at: usize, values: &[f32]);
 }
 
 /// Type of the operands of matrix products and of the activations kept for the backward pass.
@@ -321,11 +321,11 @@ impl<'m> Backprop<'m> {
         // 2. Loss, and backward to the last layer's output.
         let dnormed = sized(&mut temp.dnormed, n * c);
         let head_param = self.index(&model.head);
-        let mut add = |at: usize, tokens: usize, d: &[f32]| sink.add(head_param.unwrap_or(0), at, tokens, d);
+        let mut add = |at: usize, d: &[f32]| sink.add(head_param.unwrap_or(0), at, d);
         let dw: Option<AddPart> = if head_param.is_some() { Some(&mut add) } else { None };
         let loss = head.loss(normed, targets, mask, buffers, Some(dnormed), dw);
         let dx = sized(&mut temp.dx, n * c);
-        self.norm_backward(&model.norm, last, dnormed, dx, &mut temp.dnorm, n, sink)?;
+        self.norm_backward(&model.norm, last, dnormed, dx, &mut temp.dnorm, sink)?;
 
         // 3. Layers from the last to the first, then the embedding.
         let embedding = self.index(&model.embedding);
@@ -341,7 +341,7 @@ impl<'m> Backprop<'m> {
         }
         if let Some(param) = embedding {
             for (&token, dx) in tokens.iter().zip(temp.dx.chunks_exact(c)) {
-                sink.add(param, token as usize * c, 1, dx);
+                sink.add(param, token as usize * c, dx);
             }
         }
         Ok(loss)
@@ -446,7 +446,7 @@ impl<'m> Backprop<'m> {
         precision.round(normed);
         self.linear_backward(&layer.gate, normed, n, dgate, Some((dnormed, Into::Overwrite)), work, sink)?;
         self.linear_backward(&layer.up, normed, n, dup, Some((dnormed, Into::Add)), work, sink)?;
-        self.norm_backward(&layer.ffn_norm, middle, dnormed, dpart, &mut temp.dnorm, n, sink)?;
+        self.norm_backward(&layer.ffn_norm, middle, dnormed, dpart, &mut temp.dnorm, sink)?;
         add_assign(dx, dpart);
 
         // 2. Attention
@@ -475,7 +475,7 @@ impl<'m> Backprop<'m> {
                 if let Some((q_norm, k_norm)) = &layer.qk_norm {
                     for (norm, raw, d) in [(q_norm, raw_q, &mut *dq), (k_norm, raw_k, &mut *dk)] {
                         let draw = sized(&mut temp.dqk, d.len());
-                        self.norm_backward(norm, raw, d, draw, &mut temp.dnorm, n, sink)?;
+                        self.norm_backward(norm, raw, d, draw, &mut temp.dnorm, sink)?;
                         d.copy_from_slice(draw);
                     }
                 }
@@ -487,7 +487,7 @@ impl<'m> Backprop<'m> {
             }
         }
         if below {
-            self.norm_backward(&layer.attention_norm, x, dnormed, dpart, &mut temp.dnorm, n, sink)?;
+            self.norm_backward(&layer.attention_norm, x, dnormed, dpart, &mut temp.dnorm, sink)?;
             add_assign(dx, dpart);
         }
         Ok(())
@@ -511,7 +511,7 @@ impl<'m> Backprop<'m> {
             let sum = sized(block, out);
             sum.fill(0.0);
             dy.chunks_exact(out).for_each(|row| add_assign(sum, row));
-            sink.add(param, 0, n, sum);
+            sink.add(param, 0, sum);
         }
         let dy = precision.operand(dy, rounded);
         if let Some(param) = self.index(&linear.weight) {
@@ -553,7 +553,6 @@ impl<'m> Backprop<'m> {
         dy: &[f32],
         dx: &mut [f32],
         dw: &mut Vec<f32>,
-        n: usize,
         sink: &dyn Sink,
     ) -> Result<()> {
         let eps = self.model.config().rms_norm_eps as f32;
@@ -565,7 +564,7 @@ impl<'m> Backprop<'m> {
         let dw = sized(dw, w.len());
         dw.fill(0.0);
         rms_norm::backward(x, &w, eps, dy, dx, Some(dw));
-        sink.add(param, 0, n, dw);
+        sink.add(param, 0, dw);
         Ok(())
     }
 }
@@ -586,7 +585,7 @@ fn weight_gradient(
         let block = sized(block, rows * input);
         let dy = View::strided(&dy[from..], n, rows, out).t();
         matmul(ViewMut::new(block, rows, input), Into::Overwrite, scale, dy, View::new(x, n, input));
-        sink.add(param, from * input, n, block);
+        sink.add(param, from * input, block);
     }
 }
 

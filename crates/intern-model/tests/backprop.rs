@@ -12,8 +12,7 @@ use intern_model::{Architecture, Batch, LoraConfig, ModelConfig, Transformer};
 struct Sum(Mutex<Vec<Vec<f32>>>);
 
 impl Sink for Sum {
-    fn add(&self, param: usize, at: usize, tokens: usize, values: &[f32]) {
-        assert!(tokens > 0, "a part sums over tokens");
+    fn add(&self, param: usize, at: usize, values: &[f32]) {
         let into = &mut self.0.lock().unwrap()[param][at..at + values.len()];
         into.iter_mut().zip(values).for_each(|(a, b)| *a += b);
     }

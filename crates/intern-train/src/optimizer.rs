@@ -100,7 +100,7 @@ mod tests {
         for (i, step) in golden["steps"].as_array().unwrap().iter().enumerate() {
             let values: Vec<Vec<f32>> = step["gradients"].as_array().unwrap().iter().map(floats).collect();
             sums.begin(1);
-            sums.add(0, 1, &values.concat());
+            sums.add(0, &values.concat());
             let unit = sums.unit();
             let norm = fixed::squares(sums.sums()).iter().sum::<f64>().sqrt() * f64::from(unit);
             assert!((norm - step["norm"].as_f64().unwrap()).abs() < 1e-6 * norm);

@@ -135,7 +135,7 @@ impl Gradients {
 }
 
 impl Sink for Gradients {
-    fn add(&self, param: usize, at: usize, tokens: usize, values: &[f32]) {
-        self.sums.add(self.offsets[param] + at, tokens, values);
+    fn add(&self, param: usize, at: usize, values: &[f32]) {
+        self.sums.add(self.offsets[param] + at, values);
     }
 }

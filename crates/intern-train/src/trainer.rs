@@ -256,9 +256,9 @@ impl<'a> Trainer<'a> {
             })
             .with_context(|| format!("step {step}"))?;
         let sum = self.sum_losses(&losses)?;
-        let Some(sum) = sum.filter(|_| !self.gradients.sums.overflowed()) else {
-            return Err(self.diverged());
-        };
+        let mut bounds = self.gradients.sums.bounds();
+        self.comm.all_reduce(&mut bounds, Op::Sum)?;
+        let Some(sum) = sum.filter(|_| fixed::fit(&bounds)) else { return Err(self.diverged()) };
 
         // 2. Every rank gets the sums of its share of the weights, or of all.
         let unit = self.gradients.sums.unit();
@@ -373,7 +373,7 @@ impl<'a> Trainer<'a> {
             None => "no state was saved yet".to_string(),
         };
         anyhow::anyhow!(
-            "loss or gradient of step {} is no finite number; {saved}\n\
+            "the loss of step {} is no finite number, or its gradient is beyond all use; {saved}\n\
              hint: lower optimizer.lr, raise schedule.warmup_steps or set optimizer.grad_clip; the same command \
              with the same settings comes to the same step",
             self.state.step + 1

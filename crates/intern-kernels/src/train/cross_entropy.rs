@@ -50,7 +50,7 @@ pub fn linear_cross_entropy(
     let mut buffers = Buffers::default();
     let mut dx = if want == Want::Loss { Vec::new() } else { vec![0.0; x.len()] };
     let mut dw = if want == Want::InputAndWeight { vec![0.0; w.len()] } else { Vec::new() };
-    let mut add = |at: usize, _: usize, d: &[f32]| add_assign(&mut dw[at..at + d.len()], d);
+    let mut add = |at: usize, d: &[f32]| add_assign(&mut dw[at..at + d.len()], d);
     let loss = match want {
         Want::Loss => head.loss(x, targets, mask, &mut buffers, None, None),
         Want::Input => head.loss(x, targets, mask, &mut buffers, Some(&mut dx), None),
@@ -70,9 +70,8 @@ pub struct Buffers {
     block: Vec<f32>,
 }
 
-/// Takes parts of the head's gradient: the first element's index, the number of tokens it sums
-/// over, and the values to add.
-pub type AddPart<'a> = &'a mut dyn FnMut(usize, usize, &[f32]);
+/// Takes parts of the head's gradient: the first element's index, and the values to add.
+pub type AddPart<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 /// The output head with the loss on top.
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +143,7 @@ impl Head<'_> {
                     let block = &mut block[..rows * c];
                     let dlogits = View::strided(&logits[from..], m, rows, vocab);
                     matmul(ViewMut::new(block, rows, c), Into::Overwrite, 1.0, dlogits.t(), inputs);
-                    dw(from * c, m, block);
+                    dw(from * c, block);
                 }
             }
         }

@@ -4,33 +4,35 @@
 //! Integer addition is associative, so the sum has the same bits however its terms are shared
 //! out over passes, threads and ranks. The unit follows from the number of tokens the sum
 //! extends over: a mean gradient is resolved to [`RESOLUTION`], far below what AdamW's `eps`
-//! lets count, and may reach [`LARGEST`], beyond which a run has diverged.
+//! lets count. One token's may be anything; what the terms of a sum could come to together is
+//! itself summed ([`FixedSum::bounds`]), and beyond [`LARGEST`] per token a run has diverged.
 
 use crate::multiversion;
 use rayon::prelude::*;
 use std::cell::UnsafeCell;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bits after the point of a mean gradient.
 const BITS: u32 = 48;
 /// Smallest difference between mean gradients, `2^-48`.
 pub const RESOLUTION: f64 = 1.0 / (1u64 << BITS) as f64;
-/// Largest mean gradient of an element, `2^13`.
+/// Largest mean over the tokens of a chunk's largest magnitudes, `2^13`.
 pub const LARGEST: f64 = (1u64 << (61 - BITS)) as f64;
+/// No term is counted as larger than this; one this large is refused anyway.
+const LIMIT: f32 = (1u64 << 62) as f32;
+/// Units of a sum that are one of its bound, so that bounds of many ranks can be added.
+const COARSE: f32 = (1u64 << 20) as f32;
 /// Elements under one lock, and the unit in which squares are summed.
 pub const CHUNK: usize = 1 << 16;
 
 /// A vector of sums that threads add to at once.
 pub struct FixedSum {
     sums: UnsafeCell<Vec<i64>>,
-    /// One per [`CHUNK`] elements; whoever adds to them holds it.
-    locks: Vec<Mutex<()>>,
+    /// One per [`CHUNK`] elements, held by whoever adds to them: the sum of the terms' largest
+    /// magnitudes, see [`FixedSum::bounds`].
+    bounds: Vec<Mutex<i64>>,
     /// Values are multiplied by this.
     scale: f32,
-    /// Largest scaled value per token.
-    limit: f64,
-    overflowed: AtomicBool,
 }
 
 // SAFETY: `add` touches elements under their chunk's lock only; everything else needs `&mut`.
@@ -42,10 +44,8 @@ impl FixedSum {
     pub fn new(len: usize) -> Self {
         Self {
             sums: UnsafeCell::new(vec![0; len]),
-            locks: (0..len.div_ceil(CHUNK)).map(|_| Mutex::new(())).collect(),
+            bounds: (0..len.div_ceil(CHUNK)).map(|_| Mutex::new(0)).collect(),
             scale: 1.0,
-            limit: 0.0,
-            overflowed: AtomicBool::new(false),
         }
     }
 
@@ -54,8 +54,7 @@ impl FixedSum {
         self.sums.get_mut().par_chunks_mut(CHUNK).for_each(|c| c.fill(0));
         let tokens_log2 = usize::BITS - tokens.max(1).next_power_of_two().leading_zeros() - 1;
         self.scale = (2.0f64).powi(BITS as i32 - tokens_log2 as i32) as f32;
-        self.limit = LARGEST * f64::from(self.scale);
-        *self.overflowed.get_mut() = false;
+        self.bounds.iter_mut().for_each(|b| *b.get_mut().expect("adding does not panic") = 0);
     }
 
     /// What one step of the integers is worth.
@@ -64,13 +63,12 @@ impl FixedSum {
         1.0 / self.scale
     }
 
-    /// Adds `values`, themselves sums over `tokens` tokens, from element `at` on.
-    pub fn add(&self, mut at: usize, tokens: usize, mut values: &[f32]) {
-        let limit = (self.limit * tokens as f64).min((1u64 << 61) as f64) as f32;
+    /// Adds `values` from element `at` on.
+    pub fn add(&self, mut at: usize, mut values: &[f32]) {
         while !values.is_empty() {
             let chunk = at / CHUNK;
             let (now, later) = values.split_at(values.len().min((chunk + 1) * CHUNK - at));
-            let held = self.locks[chunk].lock().expect("adding does not panic");
+            let mut bound = self.bounds[chunk].lock().expect("adding does not panic");
             // SAFETY: no `&mut self` exists while `&self` does, so the vector is not resized; the
             // elements lie in `chunk`, whose lock is held, so nobody else refers to them.
             let sums = unsafe {
@@ -78,18 +76,18 @@ impl FixedSum {
                 assert!(at + now.len() <= all.len(), "elements of the sum");
                 std::slice::from_raw_parts_mut(all.as_ptr().cast_mut().add(at), now.len())
             };
-            if !add_rounded(sums, now, self.scale, limit) {
-                self.overflowed.store(true, Ordering::Relaxed);
-            }
-            drop(held);
+            let largest = add_rounded(sums, now, self.scale);
+            *bound = bound.saturating_add((largest / COARSE).ceil() as i64).min(LIMIT as i64 / COARSE as i64);
+            drop(bound);
             (at, values) = (at + now.len(), later);
         }
     }
 
-    /// Whether a value was too large, or no number; the sum is then worthless.
+    /// For every [`CHUNK`], the sum over its terms of the largest magnitude in each: no sum of the
+    /// chunk is larger. Order-free too; the bounds of several ranks are added like their sums.
     #[must_use]
-    pub fn overflowed(&self) -> bool {
-        self.overflowed.load(Ordering::Relaxed)
+    pub fn bounds(&self) -> Vec<i64> {
+        self.bounds.iter().map(|b| *b.lock().expect("adding does not panic")).collect()
     }
 
     /// The integers.
@@ -98,19 +96,28 @@ impl FixedSum {
     }
 }
 
+/// Whether sums with these bounds hold what was added to them. If not, a gradient was no number,
+/// or so large that its run has diverged, and the sums are worthless.
+#[must_use]
+pub fn fit(bounds: &[i64]) -> bool {
+    bounds.iter().all(|&b| b < (1i64 << 61) / COARSE as i64)
+}
+
 multiversion! {
-    /// Adds `values * scale`, rounded; false if one is beyond `limit` or no number.
-    fn add_rounded(sums: &mut [i64], values: &[f32], scale: f32, limit: f32) -> bool {
-        let mut fits = true;
+    /// Adds `values * scale`, rounded; the largest magnitude of these, [`LIMIT`] if one is larger
+    /// or no number.
+    fn add_rounded(sums: &mut [i64], values: &[f32], scale: f32) -> f32 {
+        let mut largest = 0.0f32;
         for (sum, value) in sums.iter_mut().zip(values) {
             let scaled = value * scale;
-            fits &= scaled.abs() <= limit;
             // A NaN becomes the limit here.
-            let rounded = scaled.max(-limit).min(limit).round_ties_even();
-            // SAFETY: the value is within the limit, which is below 2^62.
+            let magnitude = scaled.abs().min(LIMIT);
+            largest = largest.max(magnitude);
+            let rounded = magnitude.copysign(scaled).round_ties_even();
+            // SAFETY: the value is within the limit, 2^62.
             *sum = sum.wrapping_add(unsafe { rounded.to_int_unchecked::<i64>() });
         }
-        fits
+        largest
     }
 }
 
@@ -158,10 +165,10 @@ mod tests {
             std::thread::scope(|scope| {
                 for part in order.chunks(order.len().div_ceil(parts)) {
                     let (sum, terms) = (&sum, &terms);
-                    scope.spawn(move || part.iter().for_each(|&i| sum.add(0, 1, &terms[i])));
+                    scope.spawn(move || part.iter().for_each(|&i| sum.add(0, &terms[i])));
                 }
             });
-            assert!(!sum.overflowed());
+            assert!(fit(&sum.bounds()));
             sum
         };
         let mut first = run(&[0, 1, 2, 3, 4, 5, 6], 1);
@@ -184,7 +191,7 @@ mod tests {
     fn a_part_is_added_at_its_place() {
         let mut sum = FixedSum::new(3 * CHUNK);
         sum.begin(4);
-        sum.add(CHUNK - 2, 4, &vec![0.5; CHUNK + 4]);
+        sum.add(CHUNK - 2, &vec![0.5; CHUNK + 4]);
         let expect = (0.5 / f64::from(sum.unit())) as i64;
         let sums = sum.sums();
         assert!(
@@ -196,13 +203,25 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_noticed() {
-        for (value, fits) in [(8192.0, true), (9000.0, false), (f32::NAN, false), (f32::INFINITY, false)] {
+        for (value, fits) in [(8190.0, true), (9000.0, false), (f32::NAN, false), (f32::INFINITY, false)] {
             for value in [value, -value] {
                 let mut sum = FixedSum::new(40);
                 sum.begin(1);
-                sum.add(3, 1, &[0.0, value, 1.0]);
-                assert_eq!(!sum.overflowed(), fits, "{value}");
+                sum.add(3, &[0.0, value, 1.0]);
+                assert_eq!(fit(&sum.bounds()), fits, "{value}");
             }
         }
+    }
+
+    #[test]
+    fn one_token_may_have_a_large_gradient_where_their_mean_is_small() {
+        let mut sum = FixedSum::new(CHUNK);
+        sum.begin(4096);
+        sum.add(0, &[20_000.0, 1.0]);
+        sum.add(0, &[-3.0, 30.0]);
+        assert!(fit(&sum.bounds()));
+        assert_eq!(sum.sums()[0] as f64 * f64::from(sum.unit()), 19_997.0);
+        (0..4096).for_each(|_| sum.add(7, &[8200.0]));
+        assert!(!fit(&sum.bounds()));
     }
 }

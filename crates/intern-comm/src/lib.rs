@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Result, ensure};
 
@@ -33,26 +33,54 @@ pub trait Communicator: Send + Sync {
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// Sends `data` to rank `to`; may return before it is received.
+    /// Sends `data` to rank `to`; does not wait for it to be received.
     ///
     /// # Errors
     /// If a rank has ended.
-    fn send(&self, op: &'static str, to: usize, data: &[u8]) -> Result<()>;
+    fn send(&self, op: &'static str, tag: u16, to: usize, data: &[u8]) -> Result<()>;
 
-    /// Receives exactly `data.len()` bytes from rank `from`.
+    /// Receives exactly `data.len()` bytes: the oldest message of rank `from` with this tag.
     ///
     /// # Errors
     /// If the sender has ended, or sent something else.
-    fn recv(&self, op: &'static str, from: usize, data: &mut [u8]) -> Result<()>;
+    fn recv(&self, op: &'static str, tag: u16, from: usize, data: &mut [u8]) -> Result<()>;
 
-    /// Every rank sends `send[to]` to each rank and receives `recv[from]` from each, itself included.
+    /// Each of the ranks `members`, of which this is one, sends `send[i]` to `members[i]` and
+    /// receives `recv[i]` from it, itself included.
     ///
     /// # Errors
     /// As [`Communicator::send`] and [`Communicator::recv`].
-    fn exchange(&self, op: &'static str, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<()>;
+    fn exchange(
+        &self,
+        op: &'static str,
+        members: &[usize],
+        send: &[&[u8]],
+        recv: &mut [&mut [u8]],
+    ) -> Result<()>;
 
     /// Ends this rank for a reason; the others' pending and later calls fail with it.
     fn abandon(&self, reason: &str);
+}
+
+/// [`Communicator::exchange`], message by message.
+fn exchange_singly(
+    ranks: &impl Communicator,
+    op: &'static str,
+    members: &[usize],
+    send: &[&[u8]],
+    recv: &mut [&mut [u8]],
+) -> Result<()> {
+    for (&to, data) in members.iter().zip(send).filter(|(to, _)| **to != ranks.rank()) {
+        ranks.send(op, 0, to, data)?;
+    }
+    for (&from, (data, own)) in members.iter().zip(recv.iter_mut().zip(send)) {
+        if from == ranks.rank() {
+            data.copy_from_slice(own);
+        } else {
+            ranks.recv(op, 0, from, data)?;
+        }
+    }
+    Ok(())
 }
 
 /// How elements of several ranks become one.
@@ -96,10 +124,15 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// One rank's handle on its job.
+/// One rank's handle on its job, or on a group of its ranks.
 pub struct Comm {
-    backend: Box<dyn Communicator>,
-    traffic: Mutex<BTreeMap<&'static str, Traffic>>,
+    backend: Arc<dyn Communicator>,
+    /// The backend's numbers of the group's ranks.
+    members: Vec<usize>,
+    /// This rank's place among them.
+    rank: usize,
+    /// Of the job, all groups together.
+    traffic: Arc<Mutex<BTreeMap<&'static str, Traffic>>>,
 }
 
 /// The job this process was started in by an MPI launcher; `None` where there was none.
@@ -139,7 +172,25 @@ impl Comm {
     /// The handle of a rank of `backend`.
     #[must_use]
     pub fn new(backend: Box<dyn Communicator>) -> Self {
-        Self { backend, traffic: Mutex::default() }
+        let (rank, members) = (backend.rank(), (0..backend.size()).collect());
+        Self { backend: backend.into(), members, rank, traffic: Arc::default() }
+    }
+
+    /// The handle on the group of `ranks` (numbers of this group, ascending), of which this is one.
+    /// No message is needed to form it; ranks that share several groups must call their
+    /// collectives in the same order.
+    ///
+    /// # Panics
+    /// If this rank is not among them.
+    #[must_use]
+    pub fn group(&self, ranks: &[usize]) -> Self {
+        let rank = ranks.iter().position(|&r| r == self.rank).expect("a rank makes groups it is in");
+        Self {
+            backend: self.backend.clone(),
+            members: ranks.iter().map(|&r| self.members[r]).collect(),
+            rank,
+            traffic: self.traffic.clone(),
+        }
     }
 
     /// A job of one rank, whose collectives do nothing.
@@ -151,13 +202,13 @@ impl Comm {
     /// This rank, from 0.
     #[must_use]
     pub fn rank(&self) -> usize {
-        self.backend.rank()
+        self.rank
     }
 
     /// Number of ranks.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.backend.size()
+        self.members.len()
     }
 
     /// What this rank has handed to others so far, by operation.
@@ -178,7 +229,7 @@ impl Comm {
     pub fn barrier(&self) -> Result<()> {
         self.count("barrier", 0);
         let mut none: Vec<&mut [u8]> = (0..self.size()).map(|_| &mut [][..]).collect();
-        self.backend.exchange("barrier", &vec![&[][..]; self.size()], &mut none)
+        self.backend.exchange("barrier", &self.members, &vec![&[][..]; self.size()], &mut none)
     }
 
     /// Gives every rank the `data` of rank `root`; all pass slices of one length.
@@ -189,10 +240,11 @@ impl Comm {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
         if self.rank() != root {
             self.count("broadcast", 0);
-            return self.backend.recv("broadcast", root, bytes);
+            return self.backend.recv("broadcast", 0, self.members[root], bytes);
         }
         self.count("broadcast", bytes.len() * (self.size() - 1));
-        (0..self.size()).filter(|&to| to != root).try_for_each(|to| self.backend.send("broadcast", to, bytes))
+        let mut others = self.members.iter().enumerate().filter(|(to, _)| *to != root);
+        others.try_for_each(|(_, &to)| self.backend.send("broadcast", 0, to, bytes))
     }
 
     /// Replaces `data` by its reduction over the ranks; all pass slices of one length.
@@ -230,21 +282,22 @@ impl Comm {
         Ok(())
     }
 
-    /// Sends `data` to rank `to`.
+    /// Sends `data` to rank `to`, which receives the messages of one `tag` in their order; does not
+    /// wait for it. Tag 0 is the collectives'.
     ///
     /// # Errors
     /// If a rank has ended.
-    pub fn send<T: bytemuck::Pod>(&self, to: usize, data: &[T]) -> Result<()> {
+    pub fn send<T: bytemuck::Pod>(&self, to: usize, tag: u16, data: &[T]) -> Result<()> {
         self.count("send", std::mem::size_of_val(data));
-        self.backend.send("send", to, bytemuck::cast_slice(data))
+        self.backend.send("send", tag, self.members[to], bytemuck::cast_slice(data))
     }
 
     /// Receives `data.len()` elements from rank `from`.
     ///
     /// # Errors
     /// If the sender has ended.
-    pub fn recv<T: bytemuck::Pod>(&self, from: usize, data: &mut [T]) -> Result<()> {
-        self.backend.recv("send", from, bytemuck::cast_slice_mut(data))
+    pub fn recv<T: bytemuck::Pod>(&self, from: usize, tag: u16, data: &mut [T]) -> Result<()> {
+        self.backend.recv("send", tag, self.members[from], bytemuck::cast_slice_mut(data))
     }
 
     /// Reduces each rank's part on it, a window at a time.
@@ -270,7 +323,7 @@ impl Comm {
             received.iter_mut().for_each(|r| r.resize(own.len(), T::zeroed()));
             let mut into: Vec<&mut [u8]> =
                 received.iter_mut().map(|r| bytemuck::cast_slice_mut(r.as_mut_slice())).collect();
-            self.backend.exchange(op_name, &pieces, &mut into)?;
+            self.backend.exchange(op_name, &self.members, &pieces, &mut into)?;
             // In the order of the ranks, whoever is asked.
             data[own.clone()].copy_from_slice(&received[0]);
             for other in &received[1..] {
@@ -302,7 +355,7 @@ impl Comm {
                 into.push(bytemuck::cast_slice_mut(piece));
                 (rest, at) = (tail, part.end);
             }
-            self.backend.exchange(op, &vec![own; size], &mut into)?;
+            self.backend.exchange(op, &self.members, &vec![own; size], &mut into)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! one rank.
 //!
 //! Each rank has an inbox with a queue per sender. Sending appends and never waits; receiving
-//! waits for the sender's next message, for its end, or for any rank's failure.
+//! waits for the sender's next message of a tag, for its end, or for any rank's failure.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,10 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use anyhow::{Result, bail, ensure};
 
-use crate::{Comm, Communicator};
+use crate::{Comm, Communicator, exchange_singly};
 
-/// A message and the operation it belongs to.
-type Message = (&'static str, Vec<u8>);
+/// A message's tag, the operation it belongs to, and its bytes.
+type Message = (u16, &'static str, Vec<u8>);
 
 /// What all ranks of a job share.
 struct Hub {
@@ -105,20 +105,21 @@ impl Communicator for Thread {
         self.hub.inboxes.len()
     }
 
-    fn send(&self, op: &'static str, to: usize, data: &[u8]) -> Result<()> {
+    fn send(&self, op: &'static str, tag: u16, to: usize, data: &[u8]) -> Result<()> {
         let inbox = &self.hub.inboxes[to];
         let mut state = inbox.state.lock().expect("no panic while held");
-        state.queues[self.rank].push_back((op, data.to_vec()));
+        state.queues[self.rank].push_back((tag, op, data.to_vec()));
         inbox.changed.notify_all();
         Ok(())
     }
 
-    fn recv(&self, op: &'static str, from: usize, data: &mut [u8]) -> Result<()> {
+    fn recv(&self, op: &'static str, tag: u16, from: usize, data: &mut [u8]) -> Result<()> {
         let inbox = &self.hub.inboxes[self.rank];
         let mut state = inbox.state.lock().expect("no panic while held");
-        let (sent, message) = loop {
-            if let Some(message) = state.queues[from].pop_front() {
-                break message;
+        let (_, sent, message) = loop {
+            let queue = &mut state.queues[from];
+            if let Some(at) = queue.iter().position(|m| m.0 == tag) {
+                break queue.remove(at).expect("just found");
             }
             if let Some((rank, why)) = self.hub.failure.get() {
                 bail!("rank {rank} of {} failed: {why}", self.size());
@@ -138,15 +139,14 @@ impl Communicator for Thread {
         Ok(())
     }
 
-    fn exchange(&self, op: &'static str, send: &[&[u8]], recv: &mut [&mut [u8]]) -> Result<()> {
-        for (to, data) in send.iter().enumerate().filter(|(to, _)| *to != self.rank) {
-            self.send(op, to, data)?;
-        }
-        recv[self.rank].copy_from_slice(send[self.rank]);
-        for (from, data) in recv.iter_mut().enumerate().filter(|(from, _)| *from != self.rank) {
-            self.recv(op, from, data)?;
-        }
-        Ok(())
+    fn exchange(
+        &self,
+        op: &'static str,
+        members: &[usize],
+        send: &[&[u8]],
+        recv: &mut [&mut [u8]],
+    ) -> Result<()> {
+        exchange_singly(self, op, members, send, recv)
     }
 
     fn abandon(&self, reason: &str) {

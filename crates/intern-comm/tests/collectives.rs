@@ -49,10 +49,35 @@ fn check_all(comm: &Comm) -> Result<()> {
 
     // Around the ring.
     let mut token = [0i64];
-    comm.send((rank + 1) % size, &[rank as i64])?;
-    comm.recv((rank + size - 1) % size, &mut token)?;
+    comm.send((rank + 1) % size, 1, &[rank as i64])?;
+    comm.recv((rank + size - 1) % size, 1, &mut token)?;
     assert_eq!(token[0] as usize, (rank + size - 1) % size);
-    Ok(())
+
+    // Everybody sends first, more than a mailbox holds, and receives by tag, not in the order sent.
+    let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+    for tag in [2, 3] {
+        comm.send(next, tag, &vec![f32::from(tag); 200_000])?;
+    }
+    for tag in [3, 2] {
+        let mut data = vec![0.0; 200_000];
+        comm.recv(before, tag, &mut data)?;
+        assert!(data.iter().all(|x| *x == f32::from(tag)));
+    }
+
+    // Groups of ranks: the even and the odd ones, which work at the same time, then all but the first.
+    let same: Vec<usize> = (0..size).filter(|r| r % 2 == rank % 2).collect();
+    let group = comm.group(&same);
+    assert_eq!((group.rank(), group.size()), (rank / 2, same.len()));
+    let mut sum: Vec<i64> = vec![rank as i64; 100_000];
+    group.all_reduce(&mut sum, Op::Sum)?;
+    assert!(sum.iter().all(|s| *s == same.iter().sum::<usize>() as i64));
+    if rank > 0 {
+        let others = comm.group(&(1..size).collect::<Vec<_>>());
+        let mut word = [if rank == size - 1 { 7i64 } else { 0 }];
+        others.broadcast(others.size() - 1, &mut word)?;
+        assert_eq!(word, [7]);
+    }
+    comm.barrier()
 }
 
 #[test]

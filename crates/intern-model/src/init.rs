@@ -4,10 +4,9 @@
 //! `sqrt(2 layers)` as in GPT-2, so that the stream's variance does not grow with depth.
 
 use crate::config::ModelConfig;
-use crate::weights::layer_names;
+use crate::weights::{LayerNames, layer_names};
 use intern_kernels::rng::Rng;
 use rayon::prelude::*;
-use std::collections::HashSet;
 
 /// Standard deviation of the embedding and of projections.
 const DEVIATION: f64 = 0.02;
@@ -20,33 +19,21 @@ pub(crate) fn stream(seed: u64, name: &str) -> Rng {
     Rng::new(seed, hash)
 }
 
-/// Starting values of every tensor of [`crate::weights::tensor_shapes`], in the same order.
-pub(crate) fn values<'a>(
-    config: &'a ModelConfig,
-    seed: u64,
-) -> impl Iterator<Item = (String, Vec<usize>, Vec<f32>)> + 'a {
-    let residual: HashSet<String> = (0..config.num_layers)
-        .flat_map(|layer| {
-            let names = layer_names(config.arch, layer);
-            [format!("{}.weight", names.o), format!("{}.weight", names.down)]
-        })
-        .collect();
+/// Starting values of the tensor `name` of [`crate::weights::tensor_shapes`].
+pub(crate) fn tensor(config: &ModelConfig, seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+    let n = shape.iter().product();
+    if name.ends_with(".bias") {
+        return vec![0.0; n];
+    }
+    if shape.len() == 1 {
+        return vec![1.0; n]; // norms
+    }
+    // Names of one layer end like those of all.
+    let LayerNames { o, down, .. } = layer_names(config.arch, 0);
+    let ends = [o, down].map(|module| format!("{}.weight", module.trim_start_matches("model.layers.0")));
     let depth = (2.0 * config.num_layers as f64).sqrt();
-    crate::weights::tensor_shapes(config).into_iter().map(move |(name, shape)| {
-        let n = shape.iter().product();
-        let values = if name.ends_with(".bias") {
-            vec![0.0; n]
-        } else if shape.len() == 1 {
-            vec![1.0; n] // norms
-        } else {
-            normal(
-                n,
-                if residual.contains(&name) { DEVIATION / depth } else { DEVIATION },
-                &stream(seed, &name),
-            )
-        };
-        (name, shape, values)
-    })
+    let residual = ends.iter().any(|end| name.ends_with(end.as_str()));
+    normal(n, if residual { DEVIATION / depth } else { DEVIATION }, &stream(seed, name))
 }
 
 /// `n` normal values; value `i` uses the generator's draws `2 (i / 2)` and the next (Box–Muller).

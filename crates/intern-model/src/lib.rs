@@ -4,7 +4,7 @@
 //! `config` and `weights` say what a checkpoint holds, `transformer` is the model, `ops` its
 //! operations with their gradients (kernels live in `intern-kernels::train`), `backprop` the same
 //! without autograd, for training, `lora` trains small
-//! matrices beside frozen weights, `convert` maps between layouts, `calibrate` looks at a
+//! matrices beside frozen weights, `part` is what a rank of a parallel run holds, `convert` maps between layouts, `calibrate` looks at a
 //! model's activations. Knows checkpoints and batches;
 //! no task, no server, no optimizer.
 
@@ -17,6 +17,7 @@ pub mod convert;
 mod init;
 pub mod lora;
 mod ops;
+pub mod part;
 pub mod rope;
 pub mod transformer;
 pub mod weights;
@@ -24,5 +25,6 @@ pub mod weights;
 pub use batch::Batch;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use lora::LoraConfig;
+pub use part::Part;
 pub use rope::{rope_inv_freq, rope_tables};
 pub use transformer::{LossSum, Transformer};

@@ -11,9 +11,10 @@ use crate::batch::Batch;
 use crate::calibrate::ColumnPower;
 use crate::config::ModelConfig;
 use crate::ops::{self, Geometry, Third};
+use crate::part::Part;
 use crate::rope::rope_tables;
 use crate::weights::{QkvNames, layer_names, outer_names};
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use intern_kernels::train::attention::Shape;
 use intern_kernels::train::memory::keep_freed_memory;
 use std::collections::HashMap;
@@ -29,6 +30,7 @@ pub struct Transformer {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Tensor, // (C,)
     pub(crate) head: Tensor, // (V, C)
+    pub(crate) part: Part,
 }
 
 /// A summed loss and the number of targets it sums over.
@@ -78,29 +80,40 @@ pub(crate) struct Adapter {
 impl Transformer {
     /// A decoder with starting weights that depend on `config` and `seed` only.
     pub fn init(config: &ModelConfig, seed: u64, device: &Device) -> anyhow::Result<Self> {
-        config.validate()?;
-        let vars = crate::init::values(config, seed)
-            .map(|(name, shape, values)| Ok((name, Var::from_vec(values, shape, device)?)))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self::assemble(config.clone(), vars))
+        Self::init_part(config, seed, &Part::whole(config.num_layers), device)
     }
 
     /// Puts the tensors of [`crate::weights::tensor_shapes`], in that order, in their places.
     pub(crate) fn assemble(config: ModelConfig, vars: Vec<(String, Var)>) -> Self {
+        let part = Part::whole(config.num_layers);
+        Self::assemble_part(config, &part, vars)
+    }
+
+    /// As [`Self::assemble`] of the tensors of a part; what it does not hold has no rows.
+    pub(crate) fn assemble_part(config: ModelConfig, part: &Part, vars: Vec<(String, Var)>) -> Self {
         let by_name: HashMap<&str, &Var> = vars.iter().map(|(name, var)| (name.as_str(), var)).collect();
-        let tensor = |name: &str| by_name[name].as_tensor().clone();
-        let weight = |module: &str| tensor(&format!("{module}.weight"));
         let outer = outer_names(config.arch);
         let get = |name: &str| by_name.get(name).map(|var| var.as_tensor().clone());
-        let layers = (0..config.num_layers).map(|i| Layer::new(&config, i, &get)).collect();
+        let nothing =
+            || Tensor::zeros((0, config.hidden_size), DType::F32, &Device::Cpu).expect("no elements");
+        let weight = |module: &str| get(&format!("{module}.weight")).unwrap_or_else(nothing);
+        let numbers = part.stages.iter().flat_map(|s| s.layers.clone());
+        let layers = numbers.map(|i| Layer::new(&config, i, &get)).collect();
         let embedding = weight(outer.embedding);
         let head = if config.tie_word_embeddings { embedding.clone() } else { weight(outer.head) };
         let norm = weight(outer.norm);
         drop(by_name);
-        Self { config, vars, adapters: Vec::new(), lora: None, embedding, layers, norm, head }
+        let part = part.clone();
+        Self { config, vars, adapters: Vec::new(), lora: None, embedding, layers, norm, head, part }
     }
 
-    /// Shape and constants.
+    /// Which part of the model this is.
+    #[must_use]
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// Shape and constants; of a part, with the heads and the feed-forward width it holds.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config

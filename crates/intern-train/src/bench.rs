@@ -11,6 +11,7 @@ use intern_kernels::rng::Rng;
 use intern_kernels::train::fixed;
 use intern_model::backprop::{Backprop, Precision, Settings};
 use intern_model::{Architecture, Batch, ModelConfig, Transformer};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::OptimizerConfig;
@@ -102,7 +103,8 @@ impl Bench {
             let passes_s = start.elapsed().as_secs_f64();
             let unit = gradients.sums.unit();
             let sums = gradients.sums.sums();
-            let norm = fixed::squares(sums).iter().sum::<f64>().sqrt() * f64::from(unit) / tokens;
+            let squares: Vec<f64> = sums.par_chunks(fixed::CHUNK).map(fixed::squares).collect();
+            let norm = squares.iter().sum::<f64>().sqrt() * f64::from(unit) / tokens;
             optimizer.step(&params, (sums, unit), step + 1, settings.lr, clip(norm, 1.0) / tokens)?;
 
             let wall_s = start.elapsed().as_secs_f64();

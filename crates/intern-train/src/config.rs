@@ -69,7 +69,8 @@ pub struct TrainConfig {
     /// How the learning rate moves.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// How the work is shared out. Changes no bit of the result; a run may continue under another.
+    /// How the work is shared out. Neither `data` nor `pipeline` nor `zero` changes a bit of the
+    /// result; a run may continue under other ones.
     #[serde(default)]
     pub parallel: ParallelConfig,
 }
@@ -79,8 +80,19 @@ pub struct TrainConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
     /// Ranks that share the sequences of an update: threads with a copy of the weights each, or
-    /// the processes `mpirun` started (default: those, or 1).
+    /// the processes `mpirun` started (default: as many as these leave, or 1).
     pub data: Option<usize>,
+    /// Ranks that the layers are shared out to, as stages of a pipeline (default 1).
+    pub pipeline: Option<usize>,
+    /// Stages of each rank of the pipeline; several leave it idle for less time, and make it talk
+    /// more (default 1).
+    pub interleave: Option<usize>,
+    /// Ranks that share the tokens of each sequence, for long ones (default 1). Rounds otherwise
+    /// than one rank does.
+    pub context: Option<usize>,
+    /// Ranks that share each layer: its heads, its feed-forward width, and the rows of its residual
+    /// stream (default 1). Rounds otherwise than one rank does.
+    pub tensor: Option<usize>,
     /// 1 (default): each rank keeps the optimizer's moments of its share of the weights only, and
     /// updates those (ZeRO-1; Rajbhandari et al., 2020). 0: every rank keeps and updates all.
     pub zero: Option<u8>,
@@ -354,8 +366,7 @@ impl TrainConfig {
                 self.batch_size
             );
         }
-        let ParallelConfig { data, zero } = self.parallel;
-        ensure!(data != Some(0), "parallel.data is 0, expected at least 1");
+        let zero = self.parallel.zero;
         ensure!(
             zero.is_none_or(|z| z <= 1),
             "parallel.zero is {}\nhint: 1 shards the optimizer's moments, 0 nothing",

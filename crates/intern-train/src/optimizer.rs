@@ -102,7 +102,7 @@ mod tests {
             sums.begin(1);
             sums.add(0, &values.concat());
             let unit = sums.unit();
-            let norm = fixed::squares(sums.sums()).iter().sum::<f64>().sqrt() * f64::from(unit);
+            let norm = fixed::squares(sums.sums()).sqrt() * f64::from(unit);
             assert!((norm - step["norm"].as_f64().unwrap()).abs() < 1e-6 * norm);
             for rank in &mut ranks {
                 let scale = clip(norm, config.grad_clip);

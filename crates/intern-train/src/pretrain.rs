@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device};
+use anyhow::{Context, Result};
+use candle_core::Device;
 use intern_comm::Comm;
 use intern_format::atomic::{self, AtomicDir};
+use intern_format::checkpoint::Checkpoint;
+use intern_format::safetensors::SafetensorsFile;
 use intern_format::shards;
-use intern_model::Transformer;
+use intern_model::{ModelConfig, Transformer};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,7 +18,9 @@ use crate::config::{TrainConfig, WeightType};
 use crate::data::{self, ShardSource};
 use crate::interrupt;
 use crate::job::Job;
+use crate::mesh::{Mesh, Shape};
 use crate::params::Params;
+use crate::state;
 use crate::trainer::Trainer;
 
 /// What a run came to; printed by the command and kept in `provenance.json`.
@@ -51,15 +55,9 @@ pub fn run(config: &TrainConfig, out: &Path) -> Result<Summary> {
 
 /// [`run`], ending as if interrupted after update `stop_after`.
 pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> Result<Summary> {
-    let asked = config.parallel.data;
     if let Some(comm) = intern_comm::world()? {
-        ensure!(
-            asked.is_none_or(|n| n == comm.size()),
-            "parallel.data is {}, but the launcher started {} processes\nhint: leave parallel.data out",
-            asked.unwrap_or(0),
-            comm.size()
-        );
-        let result = run_rank(config, out, stop_after, &comm);
+        let shape = Shape::resolve(&config.parallel, Some(comm.size()))?;
+        let result = run_rank(config, out, stop_after, &Mesh::new(&comm, shape));
         if let Err(error) = &result
             && interrupt::exit_code().is_none()
         {
@@ -67,13 +65,14 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
         }
         return result;
     }
-    match asked.unwrap_or(1) {
-        1 => run_rank(config, out, stop_after, &Comm::alone()),
+    let shape = Shape::resolve(&config.parallel, None)?;
+    match shape.size() {
+        1 => run_rank(config, out, stop_after, &Mesh::new(&Comm::alone(), shape)),
         ranks => {
             let threads = (rayon::current_num_threads() / ranks).max(1);
             let summaries = intern_comm::threads::run(ranks, |comm| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-                pool.install(|| run_rank(config, out, stop_after, comm))
+                pool.install(|| run_rank(config, out, stop_after, &Mesh::new(comm, shape)))
             })?;
             Ok(summaries.into_iter().next().expect("at least two ranks"))
         }
@@ -81,7 +80,8 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
 }
 
 /// What one of the ranks does; rank 0 writes `out`.
-fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, comm: &Comm) -> Result<Summary> {
+fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, mesh: &Mesh) -> Result<Summary> {
+    let comm = mesh.world;
     let plan = config.plan()?;
     let tokenizer_path = config.tokenizer_path()?;
     let tokenizer = Tokenizer::from_path(tokenizer_path).context("tokenizer")?;
@@ -101,18 +101,26 @@ fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, comm: &Co
         return Ok(summary);
     }
 
-    let model = match (&config.model.init_from, shape) {
-        (Some(dir), _) => Transformer::load(dir, DType::F32, &Device::Cpu)?,
-        (None, Some(shape)) => Transformer::init(&shape, config.seed, &Device::Cpu)?,
+    let (whole, model) = match (&config.model.init_from, shape) {
+        (Some(dir), _) => {
+            let whole = ModelConfig::from_json(Checkpoint::open(dir)?.config())?;
+            let part = mesh.part(whole.num_layers);
+            (whole, Transformer::load_part(dir, &part, &Device::Cpu)?)
+        }
+        (None, Some(whole)) => {
+            let part = mesh.part(whole.num_layers);
+            let model = Transformer::init_part(&whole, config.seed, &part, &Device::Cpu)?;
+            (whole, model)
+        }
         (None, None) => unreachable!("without init_from, resolve gives a shape"),
     };
-    let vocab_size = model.config().vocab_size;
+    let vocab_size = whole.vocab_size;
     let source = ShardSource::open(&config.data, config.seed, vocab_size)?;
     let valid = data::validation(&config.data, plan.micro_batch, vocab_size)?;
-    let params = Params::new(model.trainable_vars())?;
-    let parameters = params.num_elements();
+    let params = Params::of_part(model.trainable_vars(), model.part(), &whole)?;
+    let parameters = whole.num_parameters();
 
-    let mut trainer = Trainer::on(comm, &model, params, &plan, &job)?;
+    let mut trainer = Trainer::on(mesh, &model, whole.clone(), params, &plan, &job)?;
     trainer.stop_after = stop_after;
     let outcome = trainer.train("train", &source, &valid)?;
     drop(trainer);
@@ -130,11 +138,19 @@ fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, comm: &Co
     };
     if is_root {
         let end_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
+        let model = if model.part().is_whole() { model } else { saved_model(&whole, &job)? };
         export(&model, &tokenizer, config.dtype, &end_ids, &checkpoint)?;
         job.finish(&["checkpoint"], &summary)?;
     }
     comm.barrier()?;
     Ok(summary)
+}
+
+/// The model `whole` as the last update, after which every run saves, left it.
+fn saved_model(whole: &ModelConfig, job: &Job) -> Result<Transformer> {
+    let (_, dir) = state::newest(&job.trainer(), job.fingerprint())?.context("no state was saved")?;
+    let weights = SafetensorsFile::open(&dir.join("model.safetensors"))?;
+    Transformer::from_values(whole, |name| Ok(weights.tensor(name)?.to_f32()), &Device::Cpu)
 }
 
 /// Writes `dir` whole: weights, config and tokenizer, as `transformers` reads them.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use intern_format::atomic::{self, AtomicDir};
 use intern_format::safetensors::{self, DType, SafetensorsFile};
+use intern_model::part::Piece;
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::AdamW;
@@ -74,22 +75,28 @@ pub fn newest(trainer: &Path, fingerprint: &str) -> Result<Option<(State, PathBu
     Ok((state.fingerprint == fingerprint).then_some((state, dir)))
 }
 
-/// Writes `trainer/step-N`: parameters, and the moments of all of them, flat.
+/// A whole tensor as it is saved.
+pub struct Saved<'a> {
+    /// Its name in checkpoints.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Weights, running mean of the gradient, and of its square.
+    pub values: [Cow<'a, [f32]>; 3],
+}
+
+/// Writes `trainer/step-N`: whole tensors, whoever had which part of them.
 ///
 /// Nothing tells how many ranks there were, so any number can go on.
-pub fn save(trainer: &Path, state: &State, params: &Params, [mean, square]: [&[f32]; 2]) -> Result<()> {
+pub fn save(trainer: &Path, state: &State, tensors: &[Saved]) -> Result<()> {
     let target = trainer.join(format!("step-{}", state.step));
     let dir = AtomicDir::create(&target)?;
-    let mut weights = Vec::with_capacity(params.list().len());
-    let mut moments = Vec::with_capacity(params.list().len() * 2);
-    for param in params.list() {
-        let shape = param.var.dims().to_vec();
-        let values = to_bytes(&param.to_vec()?).into_owned();
-        weights.push((param.name.clone(), DType::F32, shape.clone(), Cow::Owned(values)));
-        let range = param.offset..param.end();
-        for (kind, flat) in [("mean", mean), ("square", square)] {
-            let bytes = to_bytes(&flat[range.clone()]);
-            moments.push((format!("{kind}.{}", param.name), DType::F32, shape.clone(), bytes));
+    let mut weights = Vec::with_capacity(tensors.len());
+    let mut moments = Vec::with_capacity(tensors.len() * 2);
+    for Saved { name, shape, values: [weight, mean, square] } in tensors {
+        weights.push((name.clone(), DType::F32, shape.clone(), to_bytes(weight)));
+        for (kind, values) in [("mean", mean), ("square", square)] {
+            moments.push((format!("{kind}.{name}"), DType::F32, shape.clone(), to_bytes(values)));
         }
     }
     safetensors::save_safetensors(&dir.path().join("model.safetensors"), &weights, &BTreeMap::new())?;
@@ -98,33 +105,42 @@ pub fn save(trainer: &Path, state: &State, params: &Params, [mean, square]: [&[f
     dir.commit().with_context(|| format!("saving step {}", state.step))
 }
 
-/// Reads the parameters, and the moments of the range `optimizer` has, back from `dir`, a
-/// directory [`save`] wrote.
-pub fn restore(dir: &Path, params: &Params, optimizer: &mut AdamW) -> Result<()> {
+/// Reads this rank's part of the parameters, and the moments of the ranges that `optimizers` have,
+/// back from `dir`, a directory [`save`] wrote.
+pub fn restore<'a>(
+    dir: &Path,
+    params: &Params,
+    optimizers: impl IntoIterator<Item = &'a mut AdamW>,
+) -> Result<()> {
     let weights = SafetensorsFile::open(&dir.join("model.safetensors"))?;
     let moments = SafetensorsFile::open(&dir.join("optimizer.safetensors"))?;
-    let read = |file: &SafetensorsFile, name: &str, len: usize| -> Result<Vec<f32>> {
+    let read = |file: &SafetensorsFile, name: &str, piece: &Piece| -> Result<Vec<f32>> {
         let values = file.tensor(name)?.to_f32();
+        let len = piece.shape.iter().product::<usize>();
         ensure!(
             values.len() == len,
             "{}: {name} has {} elements, expected {len}",
             file.path().display(),
             values.len()
         );
-        Ok(values)
+        Ok(if piece.cut.is_some() { piece.take(&values) } else { values })
     };
-    let range = optimizer.range();
     for param in params.list() {
-        let values = read(&weights, &param.name, param.len)?;
+        let values = read(&weights, &param.name, &param.piece)?;
         param.update(|p| p.copy_from_slice(&values))?;
-        let (from, to) = (param.offset.max(range.start), param.end().min(range.end));
-        if from >= to {
-            continue;
-        }
-        let within = from - param.offset..to - param.offset;
-        for (kind, moment) in [("mean", &mut optimizer.mean), ("square", &mut optimizer.square)] {
-            let values = read(&moments, &format!("{kind}.{}", param.name), param.len)?;
-            moment[from - range.start..to - range.start].copy_from_slice(&values[within.clone()]);
+    }
+    for optimizer in optimizers {
+        let range = optimizer.range();
+        for param in params.list() {
+            let (from, to) = (param.offset.max(range.start), param.end().min(range.end));
+            if from >= to {
+                continue;
+            }
+            let within = from - param.offset..to - param.offset;
+            for (kind, moment) in [("mean", &mut optimizer.mean), ("square", &mut optimizer.square)] {
+                let values = read(&moments, &format!("{kind}.{}", param.name), &param.piece)?;
+                moment[from - range.start..to - range.start].copy_from_slice(&values[within.clone()]);
+            }
         }
     }
     Ok(())
@@ -180,24 +196,24 @@ mod tests {
         (params, optimizer)
     }
 
+    fn saved<'a>(params: &Params, optimizer: &'a AdamW) -> [Saved<'a>; 1] {
+        let weights = Cow::Owned(params.list()[0].to_vec().unwrap());
+        let [mean, square] = [&optimizer.mean, &optimizer.square].map(|m| Cow::Borrowed(m.as_slice()));
+        [Saved { name: "w".into(), shape: vec![1, 2], values: [weights, mean, square] }]
+    }
+
     #[test]
     fn a_saved_state_comes_back() {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(7.5);
         for step in [5, 10] {
-            save(
-                dir.path(),
-                &State { step, ..State::start("x") },
-                &params,
-                [&optimizer.mean, &optimizer.square],
-            )
-            .unwrap();
+            save(dir.path(), &State { step, ..State::start("x") }, &saved(&params, &optimizer)).unwrap();
         }
         assert!(newest(dir.path(), "other").unwrap().is_none());
         let (state, path) = newest(dir.path(), "x").unwrap().unwrap();
         assert_eq!(state.step, 10);
         let (params, mut optimizer) = run(0.0);
-        restore(&path, &params, &mut optimizer).unwrap();
+        restore(&path, &params, [&mut optimizer]).unwrap();
         assert_eq!(params.list()[0].to_vec().unwrap(), [7.5, 2.0]);
         assert_eq!((optimizer.mean, optimizer.square), (vec![0.0, 22.5], vec![37.5, 0.0]));
     }
@@ -207,13 +223,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(1.0);
         for step in [10, 13, 20, 30, 31] {
-            save(
-                dir.path(),
-                &State { step, ..State::start("x") },
-                &params,
-                [&optimizer.mean, &optimizer.square],
-            )
-            .unwrap();
+            save(dir.path(), &State { step, ..State::start("x") }, &saved(&params, &optimizer)).unwrap();
         }
         prune(dir.path(), 2, |step| step % 10 == 0).unwrap();
         assert_eq!(list(dir.path()).unwrap().iter().map(|s| s.0).collect::<Vec<_>>(), [20, 30]);

@@ -6,12 +6,14 @@
 //! and its terms are whole sequences, so an update has the same bits however its sequences are
 //! shared out over passes, threads and ranks.
 //!
-//! Ranks ([`Comm`]) each hold all weights and a share of the optimizer's moments (ZeRO-1): every
-//! rank works on its share of the sequences, gradients are summed onto the rank that owns their
-//! weights, which updates them, and the new weights are given to all. Rank 0 writes every file.
+//! Ranks ([`Mesh`]) may hold different stages of the model, slices of its layers, different
+//! sequences or different tokens of them. Of those with the same weights each has a share of the
+//! optimizer's moments (ZeRO-1): gradients are summed onto the rank that owns their weights, which
+//! updates them, and the new weights are given to all. Rank 0 writes every file.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -19,7 +21,7 @@ use intern_comm::{Comm, Op, even_cuts};
 use intern_format::metrics::{self, MetricsWriter};
 use intern_kernels::train::fixed;
 use intern_model::backprop::{Backprop, Settings};
-use intern_model::{Batch, Transformer};
+use intern_model::{Batch, ModelConfig, Part, Transformer, weights};
 use intern_progress::{Progress, human};
 
 use crate::config::Plan;
@@ -28,9 +30,12 @@ use crate::interrupt;
 use crate::job::Job;
 use crate::lanes::Lanes;
 use crate::memory;
+use crate::mesh::{Mesh, Shape};
 use crate::optimizer::{AdamW, clip};
-use crate::params::{Gradients, Params};
-use crate::state::{self, State};
+use crate::params::{Gradients, Param, Params};
+use crate::pipeline::Pipeline;
+use crate::state::{self, Saved, State};
+use rayon::prelude::*;
 
 /// The loss of a sequence is rounded to this many bits after the point before it is summed.
 const LOSS_BITS: i32 = 32;
@@ -39,13 +44,13 @@ const LOSS_BITS: i32 = 32;
 pub struct Trainer<'a> {
     model: Backprop<'a>,
     plan: &'a Plan,
-    comm: &'a Comm,
+    mesh: &'a Mesh<'a>,
+    whole: ModelConfig,
     lanes: Lanes,
+    pipeline: Option<Pipeline<'a>>,
     params: Params,
     gradients: Gradients,
-    optimizer: AdamW,
-    /// Where each rank's share of the flat parameters starts and ends.
-    cuts: Vec<usize>,
+    shares: Vec<Share<'a>>,
     state: State,
     /// On rank 0.
     metrics: Option<MetricsWriter>,
@@ -53,6 +58,14 @@ pub struct Trainer<'a> {
     trainer_dir: PathBuf,
     /// End as if interrupted once this many updates are made; for trying out resumption.
     pub stop_after: Option<u64>,
+}
+
+/// A range of the flat parameters, which several ranks have, and this rank's share of its updates.
+struct Share<'a> {
+    ranks: &'a Comm,
+    /// Where each rank's share starts and ends.
+    cuts: Vec<usize>,
+    optimizer: AdamW,
 }
 
 /// The figures of one update.
@@ -92,30 +105,41 @@ impl<'a> Trainer<'a> {
     /// from the newest saved state of `job` where there is one.
     pub fn new(model: &'a Transformer, params: Params, plan: &'a Plan, job: &Job) -> Result<Self> {
         static ALONE: LazyLock<Comm> = LazyLock::new(Comm::alone);
-        Self::on(&ALONE, model, params, plan, job)
+        static MESH: LazyLock<Mesh> = LazyLock::new(|| Mesh::new(&ALONE, Shape::ALONE));
+        Self::on(&MESH, model, model.config().clone(), params, plan, job)
     }
 
-    /// As [`Self::new`], as one of the ranks of `comm`, which all call this.
+    /// As [`Self::new`], as one of the ranks of `mesh`, which all call this; `model` is this rank's
+    /// part of the model `whole`.
     pub fn on(
-        comm: &'a Comm,
+        mesh: &'a Mesh,
         model: &'a Transformer,
+        whole: ModelConfig,
         params: Params,
         plan: &'a Plan,
         job: &Job,
     ) -> Result<Self> {
-        let cuts = even_cuts(params.num_elements(), comm.size(), fixed::CHUNK);
-        let own = if plan.zero { cuts[comm.rank()]..cuts[comm.rank() + 1] } else { 0..params.num_elements() };
-        let mut optimizer = AdamW::new(&plan.optimizer, own);
+        // What is cut between tensor ranks has fewer replicas than the rest.
+        let kinds = params.kinds().into_iter().zip([&mesh.replicas, &mesh.stage]);
+        let mut shares: Vec<Share> = kinds
+            .filter(|(kind, _)| !kind.is_empty())
+            .map(|(kind, ranks)| {
+                let cuts = params.cuts(&kind, ranks.size());
+                let own = if plan.zero { cuts[ranks.rank()]..cuts[ranks.rank() + 1] } else { kind };
+                Share { ranks, cuts, optimizer: AdamW::new(&plan.optimizer, own) }
+            })
+            .collect();
         let trainer_dir = job.trainer();
         let state = match state::newest(&trainer_dir, job.fingerprint())? {
             Some((state, dir)) => {
-                state::restore(&dir, &params, &mut optimizer)?;
+                state::restore(&dir, &params, shares.iter_mut().map(|s| &mut s.optimizer))?;
                 tracing::info!("continuing from {}", dir.display());
                 state
             }
             None => State::start(job.fingerprint()),
         };
         let mut metrics = None;
+        let comm = mesh.world;
         if comm.rank() == 0 {
             let mut writer = MetricsWriter::open(job.out())?;
             writer.truncate_after(state.step)?;
@@ -123,21 +147,26 @@ impl<'a> Trainer<'a> {
         }
         // Nobody writes before everybody has read.
         comm.barrier()?;
-        let layers = model.config().num_layers as f64;
+        let layers = whole.num_layers as f64;
         let settings = Settings {
             precision: plan.precision,
             recompute: (plan.recompute * layers).ceil() as usize,
             z_loss: plan.z_loss as f32,
         };
+        let split = mesh.split();
+        let is_pipeline = mesh.shape.pipeline > 1;
+        // Where ranks meet within a sequence, they go through the sequences in one order.
+        let lanes = if is_pipeline || split.is_shared() { 1 } else { plan.micro_batch };
         Ok(Self {
-            model: Backprop::new(model, settings),
+            model: Backprop::on(model, settings, split),
             plan,
-            comm,
-            lanes: Lanes::new(plan.micro_batch)?,
+            mesh,
+            whole,
+            lanes: Lanes::new(lanes)?,
+            pipeline: is_pipeline.then(|| Pipeline::new(&mesh.pipeline, mesh.shape.interleave)),
             gradients: Gradients::new(&params),
             params,
-            optimizer,
-            cuts,
+            shares,
             state,
             metrics,
             out: job.out().to_path_buf(),
@@ -154,7 +183,7 @@ impl<'a> Trainer<'a> {
         let guard = interrupt::Guard::new();
         let start = (Instant::now(), self.state.tokens);
         let left = self.plan.steps - self.state.step;
-        let progress = (self.comm.rank() == 0).then(|| Progress::new(label, left, "steps"));
+        let progress = (self.mesh.world.rank() == 0).then(|| Progress::new(label, left, "steps"));
         let mut valid_loss = None;
         if self.state.step == 0 && !valid.is_empty() {
             let loss = self.evaluate(valid)?;
@@ -201,7 +230,7 @@ impl<'a> Trainer<'a> {
         if let Some(progress) = &progress {
             progress.finish();
         }
-        if self.comm.rank() == 0 {
+        if self.mesh.world.rank() == 0 {
             // An earlier process may have been killed between its last save and this.
             state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
         }
@@ -210,7 +239,7 @@ impl<'a> Trainer<'a> {
             valid_loss = Some(self.evaluate(valid)?);
         }
         // Rank 0 has logged everything it will before any rank reads it.
-        self.comm.barrier()?;
+        self.mesh.world.barrier()?;
         let (first_valid_loss, train_loss) = from_metrics(&self.out)?;
         Ok(Outcome {
             steps: self.state.step,
@@ -225,8 +254,8 @@ impl<'a> Trainer<'a> {
     /// This rank's sequences of the next update.
     fn batch(&self, source: &dyn BatchSource) -> Result<Batch> {
         let (first, n) = self.plan.sequences(self.state.step);
-        let cuts = even_cuts(n, self.comm.size(), 1);
-        let (from, to) = (cuts[self.comm.rank()], cuts[self.comm.rank() + 1]);
+        let cuts = even_cuts(n, self.mesh.shape.data, 1);
+        let (from, to) = (cuts[self.mesh.data_rank()], cuts[self.mesh.data_rank() + 1]);
         source
             .batch(first + from as u64, to - from)
             .with_context(|| format!("reading the data of step {}", self.state.step + 1))
@@ -239,51 +268,67 @@ impl<'a> Trainer<'a> {
             batches.iter().map(Batch::num_targets).sum::<usize>() as i64,
             batches.iter().map(|b| b.b * b.t).sum::<usize>() as i64,
         ];
-        self.comm.all_reduce(&mut totals, Op::Sum)?;
-        let [targets, tokens] = totals.map(|n| n as usize);
+        self.mesh.world.all_reduce(&mut totals, Op::Sum)?;
+        // Every sequence was counted by all ranks that work on it.
+        let each = self.mesh.shape.size() / self.mesh.shape.data;
+        let [targets, tokens] = totals.map(|n| n as usize / each);
         // A batch of nothing but masked targets has a zero gradient.
         let count = targets.max(1) as f64;
 
         // 1. Forward and backward.
         self.gradients.sums.begin(tokens);
         let rows = rows_of(batches);
-        let (model, gradients) = (&self.model, &self.gradients);
-        let losses = self
-            .lanes
-            .run(rows.len(), |i, work| {
+        let (model, gradients, pipeline) = (&self.model, &self.gradients, Mutex::new(&mut self.pipeline));
+        let losses = match self.mesh.shape.pipeline {
+            1 => self.lanes.run(rows.len(), |i, work| {
                 let (batch, row) = rows[i];
                 Ok(model.gradients(batch, row, work, gradients)?)
-            })
-            .with_context(|| format!("step {step}"))?;
+            }),
+            _ => self
+                .lanes
+                .run(1, |_, work| {
+                    let mut pipeline = pipeline.lock().expect("there is one lane");
+                    pipeline.as_mut().expect("with several stages").gradients(model, &rows, work, gradients)
+                })
+                .map(|losses| losses.concat()),
+        };
+        let losses = losses.with_context(|| format!("step {step}"))?;
         let sum = self.sum_losses(&losses)?;
         let mut bounds = self.gradients.sums.bounds();
-        self.comm.all_reduce(&mut bounds, Op::Sum)?;
-        let Some(sum) = sum.filter(|_| fixed::fit(&bounds)) else { return Err(self.diverged()) };
+        self.mesh.stage.all_reduce(&mut bounds, Op::Sum)?;
+        let fit = !self.any(!fixed::fit(&bounds))?;
+        let Some(sum) = sum.filter(|_| fit) else { return Err(self.diverged()) };
 
         // 2. Every rank gets the sums of its share of the weights, or of all.
         let unit = self.gradients.sums.unit();
         let sums = self.gradients.sums.sums();
-        if self.plan.zero {
-            self.comm.reduce_scatter(sums, &self.cuts, Op::Sum)?;
-        } else {
-            self.comm.all_reduce(sums, Op::Sum)?;
+        for Share { ranks, cuts, .. } in &self.shares {
+            let (from, to) = (cuts[0], cuts[ranks.size()]);
+            let within: Vec<usize> = cuts.iter().map(|c| c - from).collect();
+            match self.plan.zero {
+                true => ranks.reduce_scatter(&mut sums[from..to], &within, Op::Sum)?,
+                false => ranks.all_reduce(&mut sums[from..to], Op::Sum)?,
+            }
         }
-        let mut squares = vec![0.0; sums.len().div_ceil(fixed::CHUNK)];
-        let own = self.optimizer.range();
-        let chunks = own.start / fixed::CHUNK..own.end.div_ceil(fixed::CHUNK);
-        squares[chunks].copy_from_slice(&fixed::squares(&sums[own]));
-        if self.plan.zero {
-            let cuts: Vec<usize> = self.cuts.iter().map(|c| c.div_ceil(fixed::CHUNK)).collect();
-            self.comm.all_gather(&mut squares, &cuts)?;
+        // One rank has each chunk, so this sum has one term per element.
+        let mut squares = vec![0.0; self.params.num_chunks()];
+        for Share { ranks, cuts, .. } in &self.shares {
+            let chunks: Vec<_> = self.params.chunks(cuts[ranks.rank()]..cuts[ranks.rank() + 1]).collect();
+            let own: Vec<f64> =
+                chunks.par_iter().map(|c| fixed::squares(&sums[c.elements.clone()])).collect();
+            chunks.iter().zip(own).for_each(|(c, square)| squares[c.number] = square);
         }
+        self.mesh.world.all_reduce(&mut squares, Op::Sum)?;
         let grad_norm = squares.iter().sum::<f64>().sqrt() * f64::from(unit) / count;
 
         // 3. Update the own share, and give it to all.
         let lr = self.plan.optimizer.lr * self.plan.schedule.factor(step - 1);
         let scale = clip(grad_norm, self.plan.optimizer.grad_clip) / count;
-        self.optimizer.step(&self.params, (sums, unit), step, lr, scale)?;
-        if self.plan.zero {
-            self.params.gather(self.comm, &self.cuts)?;
+        for Share { ranks, cuts, optimizer } in &mut self.shares {
+            optimizer.step(&self.params, (sums, unit), step, lr, scale)?;
+            if self.plan.zero {
+                self.params.gather(ranks, cuts)?;
+            }
         }
         self.state.step = step;
         self.state.tokens += tokens as u64;
@@ -293,13 +338,20 @@ impl<'a> Trainer<'a> {
     /// Mean cross-entropy over the unmasked targets of `batches`, which every rank has whole.
     pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64> {
         let rows = rows_of(batches);
-        let cuts = even_cuts(rows.len(), self.comm.size(), 1);
-        let own = &rows[cuts[self.comm.rank()]..cuts[self.comm.rank() + 1]];
-        let model = &self.model;
-        let losses = self
-            .lanes
-            .run(own.len(), |i, work| Ok(model.loss(own[i].0, own[i].1, work)?))
-            .context("validation")?;
+        let cuts = even_cuts(rows.len(), self.mesh.shape.data, 1);
+        let own = &rows[cuts[self.mesh.data_rank()]..cuts[self.mesh.data_rank() + 1]];
+        let (model, pipeline) = (&self.model, Mutex::new(&mut self.pipeline));
+        let losses = match self.mesh.shape.pipeline {
+            1 => self.lanes.run(own.len(), |i, work| Ok(model.loss(own[i].0, own[i].1, work)?)),
+            _ => self
+                .lanes
+                .run(1, |_, work| {
+                    let mut pipeline = pipeline.lock().expect("there is one lane");
+                    pipeline.as_mut().expect("with several stages").losses(model, own, work)
+                })
+                .map(|losses| losses.concat()),
+        };
+        let losses = losses.context("validation")?;
         let count: usize = batches.iter().map(Batch::num_targets).sum();
         Ok(self.sum_losses(&losses)?.unwrap_or(f64::NAN) / count.max(1) as f64)
     }
@@ -309,14 +361,14 @@ impl<'a> Trainer<'a> {
         let scale = 2.0f64.powi(LOSS_BITS);
         let finite = losses.iter().all(|l| l.is_finite());
         let mut sums = [losses.iter().map(|l| (l * scale).round() as i64).sum(), i64::from(!finite)];
-        self.comm.all_reduce(&mut sums, Op::Sum)?;
+        self.mesh.world.all_reduce(&mut sums, Op::Sum)?;
         Ok((sums[1] == 0).then_some(sums[0] as f64 / scale))
     }
 
     /// Whether `condition` holds on any rank.
     fn any(&self, condition: bool) -> Result<bool> {
         let mut any = [i64::from(condition)];
-        self.comm.all_reduce(&mut any, Op::Max)?;
+        self.mesh.world.all_reduce(&mut any, Op::Max)?;
         Ok(any[0] != 0)
     }
 
@@ -342,16 +394,22 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        let AdamW { mean, square, .. } = &self.optimizer;
-        let whole;
-        let moments = if self.plan.zero && self.comm.size() > 1 {
-            whole = [self.gathered(mean)?, self.gathered(square)?];
-            [&whole[0][..], &whole[1]]
-        } else {
-            [&mean[..], square]
+        let moments = self.moments()?;
+        let [mean, square] = [&moments[0], &moments[1]];
+        let values = |p: &Param| -> Result<[Cow<[f32]>; 3]> {
+            let range = p.offset..p.end();
+            Ok([Cow::Owned(p.to_vec()?), Cow::Borrowed(&mean[range.clone()]), Cow::Borrowed(&square[range])])
         };
-        if self.comm.rank() == 0 {
-            state::save(&self.trainer_dir, &self.state, &self.params, moments)?;
+        let tensors = if self.mesh.shape.pipeline * self.mesh.shape.tensor == 1 {
+            let saved = |p: &Param| {
+                Ok(Saved { name: p.name.clone(), shape: p.piece.shape.clone(), values: values(p)? })
+            };
+            self.params.list().iter().map(saved).collect::<Result<_>>()?
+        } else {
+            self.collect(values)?
+        };
+        if self.mesh.world.rank() == 0 {
+            state::save(&self.trainer_dir, &self.state, &tensors)?;
             if self.saves() {
                 state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
             }
@@ -359,12 +417,65 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// All ranks' shares of a moment, flat.
-    fn gathered(&self, own: &[f32]) -> Result<Vec<f32>> {
-        let mut whole = vec![0.0; self.params.num_elements()];
-        whole[self.optimizer.range()].copy_from_slice(own);
-        self.comm.all_gather(&mut whole, &self.cuts)?;
-        Ok(whole)
+    /// Both moments of this rank's parameters, flat, from the ranks that share them.
+    fn moments(&self) -> Result<[Cow<'_, [f32]>; 2]> {
+        if let [Share { optimizer, .. }] = &self.shares[..]
+            && optimizer.range().len() == self.params.num_elements()
+        {
+            return Ok([Cow::Borrowed(&optimizer.mean), Cow::Borrowed(&optimizer.square)]);
+        }
+        let mut whole = [(); 2].map(|()| vec![0.0; self.params.num_elements()]);
+        for Share { ranks, cuts, optimizer } in &self.shares {
+            let (from, to) = (cuts[0], cuts[ranks.size()]);
+            let within: Vec<usize> = cuts.iter().map(|c| c - from).collect();
+            for (whole, own) in whole.iter_mut().zip([&optimizer.mean, &optimizer.square]) {
+                whole[optimizer.range()].copy_from_slice(own);
+                if self.plan.zero {
+                    ranks.all_gather(&mut whole[from..to], &within)?;
+                }
+            }
+        }
+        Ok(whole.map(Cow::Owned))
+    }
+
+    /// On rank 0 every tensor of the model, put together from the ranks that hold parts of it.
+    fn collect<'b>(&self, values: impl Fn(&Param) -> Result<[Cow<'b, [f32]>; 3]>) -> Result<Vec<Saved<'b>>> {
+        const TAG: u16 = u16::MAX;
+        let (mesh, layers) = (self.mesh, self.whole.num_layers);
+        let Shape { pipeline, interleave, data, context, tensor } = mesh.shape;
+        let mut tensors = Vec::new();
+        for (name, shape) in weights::tensor_shapes(&self.whole) {
+            let mut whole = [(); 3].map(|()| Vec::new());
+            for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
+                let part = Part::of_pipeline(layers, p, pipeline, interleave, t, tensor);
+                let Some(piece) = part.piece(&self.whole, &name) else { continue };
+                if piece.cut.is_none() && t > 0 {
+                    continue;
+                }
+                let from = p * data * context * tensor + t;
+                let held = match self.params.list().iter().find(|param| param.name == name) {
+                    Some(param) if mesh.world.rank() == from => Some(values(param)?),
+                    _ => None,
+                };
+                if mesh.world.rank() == 0 {
+                    for (i, whole) in whole.iter_mut().enumerate() {
+                        whole.resize(shape.iter().product(), 0.0);
+                        match &held {
+                            Some(held) => piece.put(&held[i], whole),
+                            None => {
+                                let mut held = vec![0.0; piece.held_shape().iter().product()];
+                                mesh.world.recv(from, TAG, &mut held)?;
+                                piece.put(&held, whole);
+                            }
+                        }
+                    }
+                } else if let Some(held) = held {
+                    held.iter().try_for_each(|values| mesh.world.send(0, TAG, values))?;
+                }
+            }
+            tensors.push(Saved { name, shape, values: whole.map(Cow::Owned) });
+        }
+        Ok(tensors)
     }
 
     fn diverged(&self) -> anyhow::Error {
@@ -381,9 +492,10 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Every row of every batch.
+/// Every row of every batch that has a target.
 fn rows_of(batches: &[Batch]) -> Vec<(&Batch, usize)> {
-    batches.iter().flat_map(|batch| (0..batch.b).map(move |row| (batch, row))).collect()
+    let rows = batches.iter().flat_map(|batch| (0..batch.b).map(move |row| (batch, row)));
+    rows.filter(|(batch, row)| batch.mask[row * batch.t..(row + 1) * batch.t].contains(&true)).collect()
 }
 
 fn message(loss: f64, valid: Option<f64>, rate: f64) -> String {

@@ -22,7 +22,7 @@ pub const LARGEST: f64 = (1u64 << (61 - BITS)) as f64;
 const LIMIT: f32 = (1u64 << 62) as f32;
 /// Units of a sum that are one of its bound, so that bounds of many ranks can be added.
 const COARSE: f32 = (1u64 << 20) as f32;
-/// Elements under one lock, and the unit in which squares are summed.
+/// Elements under one lock, and at most that many whose squares are summed at once.
 pub const CHUNK: usize = 1 << 16;
 
 /// A vector of sums that threads add to at once.
@@ -131,7 +131,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn chunk_squares(sums: &[i64]) -> f64 {
+    /// The sum of squares, in one order.
+    pub fn squares(sums: &[i64]) -> f64 {
         let mut lanes = [0.0f64; 8];
         let groups = sums.chunks_exact(8);
         let tail: f64 = groups.remainder().iter().map(|x| *x as f64 * *x as f64).sum();
@@ -142,12 +143,6 @@ multiversion! {
         }
         lanes.iter().sum::<f64>() + tail
     }
-}
-
-/// The sum of squares of every [`CHUNK`] of `sums`, for any number of threads.
-#[must_use]
-pub fn squares(sums: &[i64]) -> Vec<f64> {
-    sums.par_chunks(CHUNK).map(chunk_squares).collect()
 }
 
 #[cfg(test)]
@@ -183,7 +178,7 @@ mod tests {
             square += exact * exact;
         }
         let unit = f64::from(first.unit());
-        let squares: f64 = squares(first.sums()).iter().sum::<f64>() * unit * unit;
+        let squares: f64 = squares(first.sums()) * unit * unit;
         assert!((squares - square).abs() < 1e-9 * square, "{squares} {square}");
     }
 

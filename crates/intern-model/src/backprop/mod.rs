@@ -9,23 +9,32 @@
 //! stay f32. The unit of work is a sequence, so its bits do not depend on what
 //! else is in the batch. Computes what [`Transformer::loss`] computes, which the tests hold it to.
 //!
-//! Shapes: `N` tokens of the sequence, the rest as in [`crate::transformer`].
+//! A rank of a parallel run may hold a part of the model ([`crate::part`]) and work on a part of
+//! the sequence ([`split`]): [`Backprop::forward`] and [`Backprop::backward`] take a sequence
+//! through one stage.
+//!
+//! Shapes: `N` tokens of the sequence that a layer works on, `M` rows of the residual stream that
+//! this rank has (all `N` where it is alone), the rest as in [`crate::transformer`].
 
 use std::collections::HashMap;
-use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, TensorId, bail};
+use candle_core::{Result, Tensor, TensorId};
 use intern_kernels::train::attention::{self, Context, Gradients, Layout, Shape};
-use intern_kernels::train::cross_entropy::{AddPart, Buffers, Head};
+use intern_kernels::train::cross_entropy::{AddPart, Head};
 use intern_kernels::train::gemm::{Into, View, ViewMut, matmul};
 use intern_kernels::train::math::add_assign;
 use intern_kernels::train::{embedding, half, rms_norm, swiglu};
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Batch;
-use crate::config::RopeScaling;
-use crate::rope::rope_tables;
 use crate::transformer::{Layer, Linear, Qkv, Transformer};
+
+mod memory;
+mod split;
+
+pub use memory::{Flight, Workspace};
+use memory::{Kept, LinearTemp, Packed, Rope, Temp, floats, sized};
+pub use split::{Rows, Split};
 
 /// Elements of a weight's gradient computed at a time.
 const BLOCK: usize = 1 << 18;
@@ -80,133 +89,15 @@ pub struct Settings {
     pub z_loss: f32,
 }
 
-/// The memory of one sequence's passes; grows to what it needs and stays.
-#[derive(Default)]
-pub struct Workspace {
-    /// Each layer's input, and the last one's output; `(N, C)`.
-    streams: Vec<Vec<f32>>,
-    kept: Vec<Kept>,
-    /// With bf16: what is kept of each layer, which the one element of `kept` takes turns to hold.
-    packed: Vec<Packed>,
-    temp: Temp,
-    loss: Buffers,
-    rope: Rope,
-}
-
-/// What a layer's backward pass needs of its forward pass besides its input.
-#[derive(Default)]
-struct Kept {
-    qkv: Vec<f32>,    // (N, (H + 2 G) D), or three matrices one after the other
-    heads: Vec<f32>,  // (N, H D)
-    lse: Vec<f32>,    // (H, N)
-    middle: Vec<f32>, // (N, C): after attention
-    gate: Vec<f32>,   // (N, F)
-    up: Vec<f32>,     // (N, F)
-}
-
-/// [`Kept`] in fewer bytes.
-#[derive(Default)]
-struct Packed {
-    halves: [Vec<u16>; 4], // of qkv, heads, gate and up
-    lse: Vec<f32>,
-    middle: Vec<f32>,
-}
-
-impl Packed {
-    fn store(&mut self, kept: &Kept) {
-        for (packed, x) in self.halves.iter_mut().zip([&kept.qkv, &kept.heads, &kept.gate, &kept.up]) {
-            packed.resize(x.len(), 0);
-            half::pack(x, packed);
-        }
-        self.lse.clone_from(&kept.lse);
-        self.middle.clone_from(&kept.middle);
-    }
-
-    fn load(&self, kept: &mut Kept) {
-        let Kept { qkv, heads, lse, middle, gate, up } = kept;
-        for (packed, x) in self.halves.iter().zip([qkv, heads, gate, up]) {
-            half::unpack(packed, sized(x, packed.len()));
-        }
-        lse.clone_from(&self.lse);
-        middle.clone_from(&self.middle);
-    }
-}
-
-/// Memory of one operation.
-#[derive(Default)]
-struct Temp {
-    normed: Vec<f32>,  // (N, C)
-    qk: Vec<f32>,      // (N, (H + G) D): normalized queries and keys
-    act: Vec<f32>,     // (N, F)
-    dact: Vec<f32>,    // (N, F)
-    dgate: Vec<f32>,   // (N, F)
-    dup: Vec<f32>,     // (N, F)
-    dheads: Vec<f32>,  // (N, H D)
-    dqkv: Vec<f32>,    // as qkv
-    dqk: Vec<f32>,     // as qk
-    dnormed: Vec<f32>, // (N, C)
-    dx: Vec<f32>,      // (N, C): of the residual stream
-    dpart: Vec<f32>,   // (N, C)
-    dnorm: Vec<f32>,   // (C,)
-    linear: LinearTemp,
-}
-
-/// Memory of one projection.
-#[derive(Default)]
-struct LinearTemp {
-    block: Vec<f32>,
-    low: Vec<f32>,  // (N, R)
-    dlow: Vec<f32>, // (N, R)
-    /// Operands rounded to bf16.
-    weight: Vec<f32>,
-    dy: Vec<f32>,
-    precision: Precision,
-}
-
-/// Rotary tables of positions `0..len`.
-#[derive(Default)]
-struct Rope {
-    len: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-/// The first `n` elements of a buffer, which grows where it is shorter.
-fn sized(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
-    if buffer.len() < n {
-        buffer.resize(n, 0.0);
-    }
-    &mut buffer[..n]
-}
-
-/// A tensor's elements, borrowed together with its lock.
-struct Floats<G>(G, Range<usize>);
-
-impl<G: Deref<Target = Storage>> Deref for Floats<G> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.0 {
-            Storage::Cpu(CpuStorage::F32(data)) => &data[self.1.clone()],
-            _ => unreachable!("checked by `floats`"),
-        }
-    }
-}
-
-fn floats(tensor: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(_)), Some((from, to))) => Ok(Floats(storage, from..to)),
-        _ => bail!("training needs contiguous f32 weights on the CPU, found {:?}", tensor.dtype()),
-    }
-}
-
 /// What one sequence's passes share.
 struct Sequence<'a> {
+    /// Rows of the layers' projections: the sequence's tokens, or this context rank's.
     n: usize,
+    /// Of all tokens of the sequence.
     starts: Vec<u32>,
     shape: Shape,
     rope: &'a Rope,
+    rows: Rows,
 }
 
 impl Sequence<'_> {
@@ -225,10 +116,11 @@ impl Sequence<'_> {
     }
 }
 
-/// A model ready to be differentiated.
+/// A model, or the part of it that a rank holds, ready to be differentiated.
 pub struct Backprop<'m> {
     model: &'m Transformer,
     settings: Settings,
+    split: Split,
     /// Place of each trained tensor in [`Transformer::trainable_vars`].
     trained: HashMap<TensorId, usize>,
 }
@@ -237,109 +129,237 @@ impl<'m> Backprop<'m> {
     /// Differentiates with respect to [`Transformer::trainable_vars`].
     #[must_use]
     pub fn new(model: &'m Transformer, settings: Settings) -> Self {
+        Self::on(model, settings, Split::none())
+    }
+
+    /// As [`Self::new`], on a rank that works on a sequence together with others; they all make
+    /// the same calls in the same order.
+    #[must_use]
+    pub fn on(model: &'m Transformer, settings: Settings, split: Split) -> Self {
         let trained =
             model.trainable_vars().into_iter().enumerate().map(|(i, (_, v))| (v.as_tensor().id(), i));
-        Self { model, settings, trained: trained.collect() }
+        Self { model, settings, split, trained: trained.collect() }
     }
 
     fn index(&self, tensor: &Tensor) -> Option<usize> {
         self.trained.get(&tensor.id()).copied()
     }
 
-    /// Summed cross-entropy of row `row` of `batch` in nats, over its mask; nothing is kept.
+    /// Elements of the residual stream of a sequence of `len` tokens that this rank has.
+    #[must_use]
+    pub fn stream_len(&self, len: usize) -> usize {
+        self.split.rows(len).own.len() * self.model.config().hidden_size
+    }
+
+    /// Summed cross-entropy of row `row` of `batch` in nats, over its mask; nothing is kept. Of the
+    /// rows this rank has, where several share a sequence.
     ///
     /// # Errors
-    /// If the weights are not f32.
+    /// If the weights are not f32, or another rank has ended.
     pub fn loss(&self, batch: &Batch, row: usize, work: &mut Workspace) -> Result<f64> {
-        self.pass(batch, row, work, None)
+        let mut flight = std::mem::take(&mut work.flight);
+        let loss = self.forward(0, batch, row, &[], false, &mut flight, work);
+        let loss = loss.and_then(|()| self.stage_loss(batch, row, &flight, work));
+        work.flight = flight;
+        loss
     }
 
     /// As [`Self::loss`], giving the gradient of every trained tensor to `sink`.
     ///
     /// # Errors
-    /// If the weights are not f32.
+    /// As [`Self::loss`].
     pub fn gradients(&self, batch: &Batch, row: usize, work: &mut Workspace, sink: &dyn Sink) -> Result<f64> {
-        self.pass(batch, row, work, Some(sink))
+        let mut flight = std::mem::take(&mut work.flight);
+        let loss = self.forward(0, batch, row, &[], true, &mut flight, work);
+        let loss = loss.and_then(|()| self.backward(0, batch, row, &[], &mut flight, work, sink));
+        work.flight = flight;
+        loss
     }
 
-    fn pass(&self, batch: &Batch, row: usize, work: &mut Workspace, sink: Option<&dyn Sink>) -> Result<f64> {
-        let (model, config) = (self.model, self.model.config());
-        let (n, c) = (batch.t, config.hidden_size);
-        let of_row = row * n..(row + 1) * n;
-        let (tokens, targets) = (&batch.tokens[of_row.clone()], &batch.targets[of_row.clone()]);
-        let mask = &batch.mask[of_row.clone()];
-        if !mask.contains(&true) {
-            return Ok(0.0);
-        }
-        let Workspace { streams, kept, packed, temp, loss: buffers, rope } = work;
-        let precision = self.settings.precision;
-        let packs = precision == Precision::Bf16 && sink.is_some();
-        temp.linear.precision = precision;
-        let starts = batch.starts_of(row);
-        rope.reach(config, n, &starts);
+    fn sequence<'r>(&self, batch: &Batch, row: usize, rope: &'r mut Rope) -> Sequence<'r> {
+        let config = self.model.config();
+        let (starts, rows) = (batch.starts_of(row), self.split.rows(batch.t));
+        rope.reach(config, batch.t, &starts);
         let shape = Shape {
             b: 1,
-            t: n,
+            t: rows.n,
             heads: config.num_heads,
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
             window: None,
         };
-        let sequence = Sequence { n, starts, shape, rope };
+        Sequence { n: rows.n, starts, shape, rope, rows }
+    }
 
-        // 1. Forward. Without a backward pass two streams and one layer's activations do.
-        let layers = &model.layers;
-        let recompute = if sink.is_some() { self.settings.recompute.min(layers.len()) } else { layers.len() };
+    /// The layers of stage `stage`, and how many of them, from the first, are computed twice.
+    fn layers(&self, stage: usize, keep: bool) -> (&[Layer], usize) {
+        let stages = &self.model.part().stages;
+        let before: usize = stages[..stage].iter().map(|s| s.layers.len()).sum();
+        let layers = &self.model.layers[before..before + stages[stage].layers.len()];
+        let share = (self.settings.recompute * layers.len()).div_ceil(self.model.config().num_layers.max(1));
+        (layers, if keep { share.min(layers.len()) } else { layers.len() })
+    }
+
+    /// Takes row `row` of `batch` through stage `stage` of this rank: from `input`, the residual
+    /// stream `(M, C)` that the stage before gave (the first looks its tokens up), to
+    /// [`Flight::output`]. With `keep`, `flight` then holds what [`Self::backward`] needs.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(
+        &self,
+        stage: usize,
+        batch: &Batch,
+        row: usize,
+        input: &[f32],
+        keep: bool,
+        flight: &mut Flight,
+        work: &mut Workspace,
+    ) -> Result<()> {
+        let of_row = row * batch.t..(row + 1) * batch.t;
+        if !batch.mask[of_row.clone()].contains(&true) {
+            return Ok(());
+        }
+        let Workspace { temp, rope, .. } = work;
+        let Flight { streams, kept, packed, output } = flight;
+        let packs = self.settings.precision == Precision::Bf16 && keep;
+        temp.linear.precision = self.settings.precision;
+        let sequence = self.sequence(batch, row, rope);
+        let c = self.model.config().hidden_size;
+        let len = sequence.rows.own.len() * c;
+        let (layers, recompute) = self.layers(stage, keep);
+
+        // Without a backward pass two streams and one layer's activations do.
         streams.resize_with(layers.len() + 1, Vec::new);
         let slots = layers.len() - recompute;
         kept.resize_with(if packs { 1 } else { slots + 1 }, Kept::default);
         packed.resize_with(if packs { slots } else { 0 }, Packed::default);
-        let slot = |i: usize| if packs { 0 } else { (i + 1).saturating_sub(recompute) };
-        let place = |i: usize| if sink.is_some() { i } else { i % 2 };
-        embedding::forward(&floats(&model.embedding)?, tokens, c, sized(&mut streams[0], n * c));
+        let place = |i: usize| if keep { i } else { i % 2 };
+        if self.model.part().stages[stage].first {
+            let tokens = sequence.rows.pick(&batch.tokens[of_row]);
+            embedding::forward(&floats(&self.model.embedding)?, &tokens, c, sized(&mut streams[0], len));
+        } else {
+            sized(&mut streams[0], len).copy_from_slice(input);
+        }
         for (i, layer) in layers.iter().enumerate() {
             let mut out = std::mem::take(&mut streams[place(i + 1)]);
-            let x = &streams[place(i)][..n * c];
-            self.forward(layer, &sequence, x, &mut kept[slot(i)], temp, Some(sized(&mut out, n * c)))?;
+            let x = &streams[place(i)][..len];
+            let kept = &mut kept[slot(i, recompute, packs)];
+            self.layer_forward(layer, &sequence, x, kept, temp, Some(sized(&mut out, len)))?;
             if packs && i >= recompute {
-                packed[i - recompute].store(&kept[0]);
+                packed[i - recompute].store(kept);
             }
             streams[place(i + 1)] = out;
         }
-        let last = &streams[place(layers.len())][..n * c];
-        let normed = sized(&mut temp.normed, n * c);
-        let eps = config.rms_norm_eps as f32;
-        rms_norm::forward(last, &floats(&model.norm)?, eps, normed);
+        *output = (place(layers.len()), len);
+        Ok(())
+    }
+
+    /// The loss of what the last stage's [`Self::forward`] left in `flight`.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn stage_loss(
+        &self,
+        batch: &Batch,
+        row: usize,
+        flight: &Flight,
+        work: &mut Workspace,
+    ) -> Result<f64> {
+        let of_row = row * batch.t..(row + 1) * batch.t;
+        if !batch.mask[of_row].contains(&true) {
+            return Ok(0.0);
+        }
+        self.head(batch, row, flight.output(), work, None)
+    }
+
+    /// The loss of the last layer's output `x`; with a sink its gradient too, in `temp.dx`.
+    fn head(
+        &self,
+        batch: &Batch,
+        row: usize,
+        x: &[f32],
+        work: &mut Workspace,
+        sink: Option<&dyn Sink>,
+    ) -> Result<f64> {
+        let (model, config) = (self.model, self.model.config());
+        let of_row = row * batch.t..(row + 1) * batch.t;
+        let rows = self.split.rows(batch.t);
+        let targets = rows.pick(&batch.targets[of_row.clone()]);
+        let mask = rows.pick(&batch.mask[of_row]);
+        let Workspace { temp, loss: buffers, .. } = work;
+        let precision = self.settings.precision;
+        let normed = sized(&mut temp.normed, x.len());
+        rms_norm::forward(x, &floats(&model.norm)?, config.rms_norm_eps as f32, normed);
         precision.round(normed);
         let head = floats(&model.head)?;
         let head = precision.operand(&head, &mut temp.linear.weight);
-        let head = Head { w: head, c, z_loss: self.settings.z_loss };
+        let head = Head { w: head, c: config.hidden_size, z_loss: self.settings.z_loss };
         let Some(sink) = sink else {
-            return Ok(head.loss(normed, targets, mask, buffers, None, None));
+            return Ok(head.loss(normed, &targets, &mask, buffers, None, None));
         };
+        let dnormed = sized(&mut temp.dnormed, x.len());
+        let param = self.index(&model.head);
+        let mut add = |at: usize, d: &[f32]| sink.add(param.unwrap_or(0), at, d);
+        let dw: Option<AddPart> = if param.is_some() { Some(&mut add) } else { None };
+        let loss = head.loss(normed, &targets, &mask, buffers, Some(dnormed), dw);
+        let dx = sized(&mut temp.dx, x.len());
+        self.norm_backward(&model.norm, x, dnormed, dx, &mut temp.dnorm, sink)?;
+        Ok(loss)
+    }
 
-        // 2. Loss, and backward to the last layer's output.
-        let dnormed = sized(&mut temp.dnormed, n * c);
-        let head_param = self.index(&model.head);
-        let mut add = |at: usize, d: &[f32]| sink.add(head_param.unwrap_or(0), at, d);
-        let dw: Option<AddPart> = if head_param.is_some() { Some(&mut add) } else { None };
-        let loss = head.loss(normed, targets, mask, buffers, Some(dnormed), dw);
-        let dx = sized(&mut temp.dx, n * c);
-        self.norm_backward(&model.norm, last, dnormed, dx, &mut temp.dnorm, sink)?;
-
-        // 3. Layers from the last to the first, then the embedding.
-        let embedding = self.index(&model.embedding);
+    /// The backward pass of what [`Self::forward`] kept in `flight`, from `dout` `(M, C)`, the
+    /// gradient of the stage's output; the last stage starts from its loss and returns it. Leaves
+    /// the gradient of the stage's input in [`Workspace::input_gradient`].
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        stage: usize,
+        batch: &Batch,
+        row: usize,
+        dout: &[f32],
+        flight: &mut Flight,
+        work: &mut Workspace,
+        sink: &dyn Sink,
+    ) -> Result<f64> {
+        let of_row = row * batch.t..(row + 1) * batch.t;
+        let len = self.stream_len(batch.t);
+        if !batch.mask[of_row.clone()].contains(&true) {
+            sized(&mut work.temp.dx, len).fill(0.0);
+            return Ok(0.0);
+        }
+        let is = &self.model.part().stages[stage];
+        let mut loss = 0.0;
+        if is.last {
+            loss = self.head(batch, row, flight.output(), work, Some(sink))?;
+        } else {
+            sized(&mut work.temp.dx, len).copy_from_slice(dout);
+        }
+        let Workspace { temp, rope, .. } = work;
+        let Flight { streams, kept, packed, .. } = flight;
+        let packs = self.settings.precision == Precision::Bf16;
+        temp.linear.precision = self.settings.precision;
+        let sequence = self.sequence(batch, row, rope);
+        let (layers, recompute) = self.layers(stage, true);
+        let embedding = self.index(&self.model.embedding);
         for (i, layer) in layers.iter().enumerate().rev() {
-            let x = &streams[i][..n * c];
-            let kept = &mut kept[slot(i)];
+            let x = &streams[i][..len];
+            let kept = &mut kept[slot(i, recompute, packs)];
             if i < recompute {
-                self.forward(layer, &sequence, x, kept, temp, None)?;
+                self.layer_forward(layer, &sequence, x, kept, temp, None)?;
             } else if packs {
                 packed[i - recompute].load(kept);
             }
-            self.backward(layer, &sequence, x, kept, temp, i > 0 || embedding.is_some(), sink)?;
+            let below = i > 0 || !is.first || embedding.is_some();
+            self.layer_backward(layer, &sequence, x, kept, temp, below, sink)?;
         }
-        if let Some(param) = embedding {
+        if let Some(param) = embedding.filter(|_| is.first) {
+            let c = self.model.config().hidden_size;
+            let tokens = sequence.rows.pick(&batch.tokens[of_row]);
             for (&token, dx) in tokens.iter().zip(temp.dx.chunks_exact(c)) {
                 sink.add(param, token as usize * c, dx);
             }
@@ -348,7 +368,7 @@ impl<'m> Backprop<'m> {
     }
 
     /// One layer; its activations go to `kept`, its output to `out` where that is wanted.
-    fn forward(
+    fn layer_forward(
         &self,
         layer: &Layer,
         sequence: &Sequence,
@@ -360,44 +380,46 @@ impl<'m> Backprop<'m> {
         let config = self.model.config();
         let (n, c, eps) = (sequence.n, config.hidden_size, config.rms_norm_eps as f32);
         let (q_len, kv_len) = sequence.widths();
-        let normed = sized(&mut temp.normed, n * c);
+        let normed = sized(&mut temp.normed, x.len());
         let low = &mut temp.linear;
         let precision = self.settings.precision;
 
         // 1. Attention
         rms_norm::forward(x, &floats(&layer.attention_norm)?, eps, normed);
         precision.round(normed);
+        let input = met(self.split.gather(&sequence.rows, normed, c, &mut temp.gathered))?;
         let qkv = sized(&mut kept.qkv, q_len + 2 * kv_len);
         let heads = sized(&mut kept.heads, q_len);
         let lse = sized(&mut kept.lse, n * config.num_heads);
         match &layer.qkv {
             Qkv::Fused(wqkv) => {
-                wqkv.apply(normed, n, Into::Overwrite, qkv, low)?;
+                wqkv.apply(input, n, Into::Overwrite, qkv, low)?;
                 precision.round(qkv);
-                attention::forward(&sequence.context(layer), qkv, qkv, qkv, heads, lse);
+                self.attend(sequence, layer, [qkv; 3], heads, lse)?;
             }
             Qkv::Separate([wq, wk, wv]) => {
                 let (q, k, v) = thirds(qkv, q_len, kv_len);
                 for (w, y) in [(wq, &mut *q), (wk, &mut *k), (wv, &mut *v)] {
-                    w.apply(normed, n, Into::Overwrite, y, low)?;
+                    w.apply(input, n, Into::Overwrite, y, low)?;
                     precision.round(y);
                 }
                 let (q, k) = norm_heads(layer, q, k, eps, &mut temp.qk)?;
-                attention::forward(&sequence.context(layer), q, k, v, heads, lse);
+                self.attend(sequence, layer, [q, k, v], heads, lse)?;
             }
         }
         precision.round(heads);
-        let middle = sized(&mut kept.middle, n * c);
+        let middle = sized(&mut kept.middle, x.len());
         middle.copy_from_slice(x);
-        layer.o.apply(heads, n, Into::Add, middle, low)?;
+        self.apply_onto(&layer.o, heads, sequence, middle, &mut temp.full, low)?;
 
         // 2. Feed-forward
         rms_norm::forward(middle, &floats(&layer.ffn_norm)?, eps, normed);
         precision.round(normed);
+        let input = met(self.split.gather(&sequence.rows, normed, c, &mut temp.gathered))?;
         let f = n * config.intermediate_size;
         for (w, y) in [(&layer.gate, &mut kept.gate), (&layer.up, &mut kept.up)] {
             let y = sized(y, f);
-            w.apply(normed, n, Into::Overwrite, y, low)?;
+            w.apply(input, n, Into::Overwrite, y, low)?;
             precision.round(y);
         }
         let Some(out) = out else { return Ok(()) };
@@ -405,13 +427,45 @@ impl<'m> Backprop<'m> {
         swiglu::forward(&kept.gate[..f], &kept.up[..f], act);
         precision.round(act);
         out.copy_from_slice(middle);
-        layer.down.apply(act, n, Into::Add, out, low)
+        self.apply_onto(&layer.down, act, sequence, out, &mut temp.full, low)
+    }
+
+    /// Adds `linear` of `x` `(N, in)` to the residual stream; its columns may lie on several ranks.
+    fn apply_onto(
+        &self,
+        linear: &Linear,
+        x: &[f32],
+        sequence: &Sequence,
+        residual: &mut [f32],
+        full: &mut Vec<f32>,
+        low: &mut LinearTemp,
+    ) -> Result<()> {
+        if self.split.tensor.size() == 1 {
+            return linear.apply(x, sequence.n, Into::Add, residual, low);
+        }
+        let c = self.model.config().hidden_size;
+        let partial = sized(full, sequence.n * c);
+        linear.apply(x, sequence.n, Into::Overwrite, partial, low)?;
+        met(self.split.scatter_onto(&sequence.rows, partial, c, residual))
+    }
+
+    /// Attention of the sequence's queries to its keys and values.
+    fn attend(
+        &self,
+        sequence: &Sequence,
+        layer: &Layer,
+        [q, k, v]: [&[f32]; 3],
+        heads: &mut [f32],
+        lse: &mut [f32],
+    ) -> Result<()> {
+        attention::forward(&sequence.context(layer), q, k, v, heads, lse);
+        Ok(())
     }
 
     /// Turns `temp.dx` from the gradient of the layer's output into that of its input `x`, which
     /// is left out unless `below` has a use for it.
     #[allow(clippy::too_many_arguments)]
-    fn backward(
+    fn layer_backward(
         &self,
         layer: &Layer,
         sequence: &Sequence,
@@ -424,12 +478,13 @@ impl<'m> Backprop<'m> {
         let config = self.model.config();
         let (n, c, eps) = (sequence.n, config.hidden_size, config.rms_norm_eps as f32);
         let (q_len, kv_len) = sequence.widths();
+        let (rows, split) = (&sequence.rows, &self.split);
         let f = n * config.intermediate_size;
         let (gate, up) = (&kept.gate[..f], &kept.up[..f]);
-        let (middle, heads) = (&kept.middle[..n * c], &kept.heads[..q_len]);
-        let dx = sized(&mut temp.dx, n * c);
-        let dpart = sized(&mut temp.dpart, n * c);
-        let normed = sized(&mut temp.normed, n * c);
+        let (middle, heads) = (&kept.middle[..x.len()], &kept.heads[..q_len]);
+        let dx = sized(&mut temp.dx, x.len());
+        let dpart = sized(&mut temp.dpart, x.len());
+        let normed = sized(&mut temp.normed, x.len());
         let dnormed = sized(&mut temp.dnormed, n * c);
         let work = &mut temp.linear;
         let precision = self.settings.precision;
@@ -439,39 +494,43 @@ impl<'m> Backprop<'m> {
         swiglu::forward(gate, up, act);
         precision.round(act);
         let dact = sized(&mut temp.dact, f);
-        self.linear_backward(&layer.down, act, n, dx, Some((dact, Into::Overwrite)), work, sink)?;
+        let dy = met(split.gather(rows, dx, c, &mut temp.full))?;
+        self.linear_backward(&layer.down, act, n, dy, Some((dact, Into::Overwrite)), work, sink)?;
         let (dgate, dup) = (sized(&mut temp.dgate, f), sized(&mut temp.dup, f));
         swiglu::backward(gate, up, dact, dgate, dup);
         rms_norm::forward(middle, &floats(&layer.ffn_norm)?, eps, normed);
         precision.round(normed);
-        self.linear_backward(&layer.gate, normed, n, dgate, Some((dnormed, Into::Overwrite)), work, sink)?;
-        self.linear_backward(&layer.up, normed, n, dup, Some((dnormed, Into::Add)), work, sink)?;
-        self.norm_backward(&layer.ffn_norm, middle, dnormed, dpart, &mut temp.dnorm, sink)?;
+        let input = met(split.gather(rows, normed, c, &mut temp.gathered))?;
+        self.linear_backward(&layer.gate, input, n, dgate, Some((dnormed, Into::Overwrite)), work, sink)?;
+        self.linear_backward(&layer.up, input, n, dup, Some((dnormed, Into::Add)), work, sink)?;
+        let down = met(split.scatter(rows, dnormed, c))?;
+        self.norm_backward(&layer.ffn_norm, middle, down, dpart, &mut temp.dnorm, sink)?;
         add_assign(dx, dpart);
 
         // 2. Attention
         let dheads = sized(&mut temp.dheads, q_len);
-        self.linear_backward(&layer.o, heads, n, dx, Some((dheads, Into::Overwrite)), work, sink)?;
+        let dy = met(split.gather(rows, dx, c, &mut temp.full))?;
+        self.linear_backward(&layer.o, heads, n, dy, Some((dheads, Into::Overwrite)), work, sink)?;
         rms_norm::forward(x, &floats(&layer.attention_norm)?, eps, normed);
         precision.round(normed);
+        let input = met(split.gather(rows, normed, c, &mut temp.gathered))?;
         let qkv = &kept.qkv[..q_len + 2 * kv_len];
         let lse = &kept.lse[..n * config.num_heads];
         let dqkv = sized(&mut temp.dqkv, q_len + 2 * kv_len);
-        let context = sequence.context(layer);
         let below = below || self.index(&layer.attention_norm).is_some();
         match &layer.qkv {
             Qkv::Fused(wqkv) => {
                 let gradients = Gradients::Fused(dqkv);
-                attention::backward(&context, qkv, qkv, qkv, heads, lse, dheads, gradients);
+                self.attend_backward(sequence, layer, [qkv; 3], heads, lse, dheads, gradients)?;
                 let dnormed = below.then_some((&mut *dnormed, Into::Overwrite));
-                self.linear_backward(wqkv, normed, n, dqkv, dnormed, work, sink)?;
+                self.linear_backward(wqkv, input, n, dqkv, dnormed, work, sink)?;
             }
             Qkv::Separate(projections) => {
                 let (raw_q, raw_k, v) = (&qkv[..q_len], &qkv[q_len..q_len + kv_len], &qkv[q_len + kv_len..]);
                 let (q, k) = norm_heads(layer, raw_q, raw_k, eps, &mut temp.qk)?;
                 let (dq, dk, dv) = thirds(dqkv, q_len, kv_len);
                 let gradients = Gradients::Separate(dq, dk, dv);
-                attention::backward(&context, q, k, v, heads, lse, dheads, gradients);
+                self.attend_backward(sequence, layer, [q, k, v], heads, lse, dheads, gradients)?;
                 if let Some((q_norm, k_norm)) = &layer.qk_norm {
                     for (norm, raw, d) in [(q_norm, raw_q, &mut *dq), (k_norm, raw_k, &mut *dk)] {
                         let draw = sized(&mut temp.dqk, d.len());
@@ -482,14 +541,31 @@ impl<'m> Backprop<'m> {
                 for (i, (w, d)) in projections.iter().zip([dq, dk, dv]).enumerate() {
                     let into = if i == 0 { Into::Overwrite } else { Into::Add };
                     let dnormed = below.then_some((&mut *dnormed, into));
-                    self.linear_backward(w, normed, n, d, dnormed, work, sink)?;
+                    self.linear_backward(w, input, n, d, dnormed, work, sink)?;
                 }
             }
         }
         if below {
-            self.norm_backward(&layer.attention_norm, x, dnormed, dpart, &mut temp.dnorm, sink)?;
+            let down = met(split.scatter(rows, dnormed, c))?;
+            self.norm_backward(&layer.attention_norm, x, down, dpart, &mut temp.dnorm, sink)?;
             add_assign(dx, dpart);
         }
+        Ok(())
+    }
+
+    /// The gradients of [`Self::attend`].
+    #[allow(clippy::too_many_arguments)]
+    fn attend_backward(
+        &self,
+        sequence: &Sequence,
+        layer: &Layer,
+        [q, k, v]: [&[f32]; 3],
+        heads: &[f32],
+        lse: &[f32],
+        dheads: &[f32],
+        gradients: Gradients,
+    ) -> Result<()> {
+        attention::backward(&sequence.context(layer), q, k, v, heads, lse, dheads, gradients);
         Ok(())
     }
 
@@ -569,6 +645,17 @@ impl<'m> Backprop<'m> {
     }
 }
 
+/// Where layer `i` of a stage, of which the first `recompute` are computed twice, keeps what the
+/// backward pass needs.
+fn slot(i: usize, recompute: usize, packs: bool) -> usize {
+    if packs { 0 } else { (i + 1).saturating_sub(recompute) }
+}
+
+/// What a meeting of ranks gave, as candle's result.
+fn met<T>(result: anyhow::Result<T>) -> Result<T> {
+    result.map_err(|e| candle_core::Error::msg(format!("{e:#}")))
+}
+
 /// `scale dy^T x`, `(out, in)`, a block of rows at a time.
 fn weight_gradient(
     param: usize,
@@ -609,23 +696,6 @@ fn norm_heads<'a>(
     rms_norm::forward(q, &floats(q_norm)?, eps, q_out);
     rms_norm::forward(k, &floats(k_norm)?, eps, k_out);
     Ok((q_out, k_out))
-}
-
-impl Rope {
-    /// Makes the tables those of a sequence of `n` tokens whose documents start at `starts`.
-    fn reach(&mut self, config: &crate::config::ModelConfig, n: usize, starts: &[u32]) {
-        // Only dynamic scaling depends on how many positions are in use.
-        let len = match config.rope_scaling {
-            RopeScaling::Dynamic { .. } => {
-                starts.iter().enumerate().map(|(i, s)| i - *s as usize + 1).max().unwrap_or(n)
-            }
-            _ => n,
-        };
-        if self.len != len {
-            let (cos, sin) = rope_tables(config, len);
-            *self = Self { len, cos, sin };
-        }
-    }
 }
 
 impl Linear {

@@ -79,7 +79,15 @@ fn kernels(config: &ModelConfig, b: usize, t: usize) {
     let (cos, sin) = intern_model::rope_tables(config, t);
     let starts = vec![0; n];
     let layout = attention::Layout::fused(&shape);
-    let ctx = attention::Context { shape, layout, starts: &starts, cos: &cos, sin: &sin };
+    let ctx = attention::Context {
+        shape,
+        layout,
+        starts: &starts,
+        queries: (0, shape.t),
+        keys: (0, shape.t),
+        cos: &cos,
+        sin: &sin,
+    };
     let qkv = pattern(n * layout.q.row);
     let (mut out, mut lse) = (vec![0.0; n * c], vec![0.0; n * shape.heads]);
     let forward = time(|| attention::forward(&ctx, &qkv, &qkv, &qkv, &mut out, &mut lse));

@@ -166,6 +166,9 @@ fn nearly_the_same_where_layers_and_sequences_are_shared() {
             json!({"tensor": 2}),
             json!({"tensor": 2, "pipeline": 2, "data": 2}),
             json!({"tensor": 2, "data": 2, "zero": 0}),
+            json!({"context": 2}),
+            json!({"context": 3, "pipeline": 2}),
+            json!({"context": 2, "tensor": 2}),
         ] {
             let shared = losses(parallel.clone());
             assert_eq!(shared.len(), 50);

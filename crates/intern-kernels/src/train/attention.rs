@@ -6,6 +6,10 @@
 //! that range are never touched. Queries, keys and values are read in place, fused or separate.
 //!
 //! One task is one row of the batch and one key/value head with its group of query heads.
+//!
+//! Queries and keys may be parts of the rows ([`Context::queries`], [`Context::keys`]): outputs of
+//! the same queries over different keys are put together by [`merge`], as ring attention does (Liu
+//! et al., 2023).
 
 use super::embedding::Shared;
 use super::gemm::{Into, View, ViewMut, matmul_here};
@@ -24,7 +28,7 @@ const KEYS: usize = 512;
 pub struct Shape {
     /// Rows of the batch.
     pub b: usize,
-    /// Tokens per row.
+    /// Tokens per row, of which queries and keys may be parts.
     pub t: usize,
     /// Query heads.
     pub heads: usize,
@@ -86,6 +90,10 @@ pub struct Context<'a> {
     pub layout: Layout,
     /// For every token `(b, t)`, the index in its row where its document starts.
     pub starts: &'a [u32],
+    /// The first of each row's tokens that are queries, and one past the last.
+    pub queries: (usize, usize),
+    /// The same of those that are keys.
+    pub keys: (usize, usize),
     /// Cosine of position times frequency, `(positions, D/2)`.
     pub cos: &'a [f32],
     /// Sine of the same.
@@ -101,16 +109,20 @@ impl Context<'_> {
 
     fn check(&self, q: &[f32], k: &[f32], v: &[f32]) {
         let s = &self.shape;
-        let (n, d) = (s.b * s.t, s.head_dim);
+        let d = s.head_dim;
+        assert!(self.queries.1 <= s.t && self.keys.1 <= s.t, "queries and keys are tokens of the rows");
+        let (nq, nk) = (s.b * len(self.queries), s.b * len(self.keys));
         assert!(s.heads.is_multiple_of(s.kv_heads) && d.is_multiple_of(2), "whole groups and even heads");
         let per_group = s.heads / s.kv_heads;
-        for (name, data, heads, width) in
-            [("q", q, self.layout.q, per_group * d), ("k", k, self.layout.k, d), ("v", v, self.layout.v, d)]
-        {
+        for (name, data, heads, width, n) in [
+            ("q", q, self.layout.q, per_group * d, nq),
+            ("k", k, self.layout.k, d, nk),
+            ("v", v, self.layout.v, d, nk),
+        ] {
             let last = heads.start + (s.kv_heads - 1) * heads.group + width;
             assert!(last <= heads.row && data.len() == n * heads.row, "{name} holds {n} rows of its heads");
         }
-        assert_eq!(self.starts.len(), n, "one document start per token");
+        assert_eq!(self.starts.len(), s.b * s.t, "one document start per token");
         assert_eq!(self.cos.len(), self.sin.len(), "tables of one size");
         for (i, &start) in self.starts.iter().enumerate() {
             let (i, start) = (i % s.t, start as usize);
@@ -118,22 +130,24 @@ impl Context<'_> {
         }
     }
 
-    /// Copies one head of every token of `row`, rotated to its position and scaled, as `(T, D)`.
+    /// Copies one head of the `tokens` of `row`, rotated to their positions and scaled, as `(T, D)`.
+    #[allow(clippy::too_many_arguments)]
     fn gather(
         &self,
         data: &[f32],
         heads: Heads,
         row: usize,
         head: usize,
+        tokens: (usize, usize),
         rotation: Option<f32>,
         out: &mut [f32],
     ) {
-        let (t, d) = (self.shape.t, self.shape.head_dim);
+        let (t, d) = (len(tokens), self.shape.head_dim);
         for (i, out) in out.chunks_exact_mut(d).enumerate() {
             let x = &data[(row * t + i) * heads.row + head..][..d];
             match rotation {
                 Some(scale) => {
-                    let (cos, sin) = self.angles(row, i);
+                    let (cos, sin) = self.angles(row, tokens.0 + i);
                     rotate(x, cos, sin, scale, out);
                 }
                 None => out.copy_from_slice(x),
@@ -156,37 +170,84 @@ impl Context<'_> {
 
     /// Blocks of queries of `row` with the first key any of them sees.
     fn query_blocks(&self, row: usize) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-        let t = self.shape.t;
-        (0..t).step_by(QUERIES).map(move |from| {
+        let (start, end) = self.queries;
+        (start..end).step_by(QUERIES).map(move |from| {
             // Starts never decrease along a row, so the first query sees the furthest back.
-            (from, t.min(from + QUERIES), self.first_key(row, from))
+            (from, end.min(from + QUERIES), self.first_key(row, from).max(self.keys.0))
         })
     }
 }
 
-/// `out` `(N, H D)` and `lse` `(B, H, T)`: attention output and log-sum-exp of each query's scores.
+fn len((from, to): (usize, usize)) -> usize {
+    to - from
+}
+
+/// Puts together two outputs `(T, H D)` of the same queries over different keys, with the
+/// log-sum-exps `(H, T)` of their scores: `out` and `lse` become those over all of them. A query
+/// that saw no key has a log-sum-exp of minus infinity.
+pub fn merge(out: &mut [f32], lse: &mut [f32], more: &[f32], more_lse: &[f32], heads: usize) {
+    let (t, row) = (lse.len() / heads, out.len() / (lse.len() / heads).max(1));
+    assert!(
+        out.len() == more.len() && lse.len() == more_lse.len() && row.is_multiple_of(heads),
+        "same queries"
+    );
+    let d = row / heads;
+    for (i, (out, more)) in out.chunks_exact_mut(row).zip(more.chunks_exact(row)).enumerate() {
+        for head in 0..heads {
+            let (old, new) = (&mut lse[head * t + i], more_lse[head * t + i]);
+            if new == f32::NEG_INFINITY {
+                continue;
+            }
+            let top = old.max(new);
+            let (keep, add) = ((*old - top).exp(), (new - top).exp());
+            let total = keep + add;
+            *old = top + total.ln();
+            let of_head = head * d..(head + 1) * d;
+            for (o, m) in out[of_head.clone()].iter_mut().zip(&more[of_head]) {
+                *o = (*o * keep + m * add) / total;
+            }
+        }
+    }
+}
+
+/// `out` `(N, H D)` and `lse` `(B, H, T)` of the queries: attention output and log-sum-exp of each
+/// query's scores.
 pub fn forward(ctx: &Context, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32], lse: &mut [f32]) {
-    let Shape { b, t, heads, kv_heads, head_dim: d, .. } = ctx.shape;
+    let Shape { b, heads, kv_heads, head_dim: d, .. } = ctx.shape;
     ctx.check(q, k, v);
+    let (t, q0) = (len(ctx.queries), ctx.queries.0);
     assert!(out.len() == b * t * heads * d && lse.len() == b * heads * t, "outputs of the shape");
     let (out, lse) = (Shared(out.as_mut_ptr()), Shared(lse.as_mut_ptr()));
     (0..b * kv_heads).into_par_iter().for_each_init(
-        || Scratch::new(t, d),
+        || Scratch::new(t, len(ctx.keys), d),
         |scratch, task| {
             let (row, g) = (task / kv_heads, task % kv_heads);
             let Scratch { q: qs, k: ks, v: vs, scores, acc, .. } = scratch;
             let (_, k_at, v_at) = ctx.offsets(g, 0);
-            ctx.gather(k, ctx.layout.k, row, k_at, Some(1.0), ks);
-            ctx.gather(v, ctx.layout.v, row, v_at, None, vs);
+            ctx.gather(k, ctx.layout.k, row, k_at, ctx.keys, Some(1.0), ks);
+            ctx.gather(v, ctx.layout.v, row, v_at, ctx.keys, None, vs);
             for s in 0..heads / kv_heads {
                 let head = g * (heads / kv_heads) + s;
-                ctx.gather(q, ctx.layout.q, row, ctx.offsets(g, s).0, Some(1.0 / (d as f32).sqrt()), qs);
+                let scale = Some(1.0 / (d as f32).sqrt());
+                ctx.gather(q, ctx.layout.q, row, ctx.offsets(g, s).0, ctx.queries, scale, qs);
                 // SAFETY: this task alone writes the log-sum-exps of this row and head.
                 let lse = unsafe { lse.slice((row * heads + head) * t, t) };
                 for (from, to, first) in ctx.query_blocks(row) {
                     let acc = &mut acc[..(to - from) * d];
-                    forward_block(ctx, row, from, to, first, qs, ks, vs, scores, acc, &mut lse[from..to]);
-                    for (i, acc) in (from..to).zip(acc.chunks_exact(d)) {
+                    forward_block(
+                        ctx,
+                        row,
+                        from,
+                        to,
+                        first,
+                        qs,
+                        ks,
+                        vs,
+                        scores,
+                        acc,
+                        &mut lse[from - q0..to - q0],
+                    );
+                    for (i, acc) in (from - q0..to - q0).zip(acc.chunks_exact(d)) {
                         // SAFETY: this task alone writes this head of this row's tokens.
                         let out = unsafe { out.slice(((row * t + i) * heads + head) * d, d) };
                         out.copy_from_slice(acc);
@@ -214,21 +275,18 @@ fn forward_block(
 ) {
     let d = ctx.shape.head_dim;
     let m = to - from;
+    let (q0, first_row, end) = (ctx.queries.0, ctx.keys.0, to.min(ctx.keys.1));
     let mut top = [f32::NEG_INFINITY; QUERIES];
     let mut total = [0.0f32; QUERIES];
     acc.fill(0.0);
-    for k0 in (first..to).step_by(KEYS) {
-        let k1 = to.min(k0 + KEYS);
+    for k0 in (first..end).step_by(KEYS) {
+        let k1 = end.min(k0 + KEYS);
         let n = k1 - k0;
+        let rows = (k0 - first_row) * d..(k1 - first_row) * d;
         let scores = &mut scores[..m * n];
-        let q = View::new(&q[from * d..to * d], m, d);
-        matmul_here(
-            ViewMut::new(scores, m, n),
-            Into::Overwrite,
-            1.0,
-            q,
-            View::new(&k[k0 * d..k1 * d], n, d).t(),
-        );
+        let q = View::new(&q[(from - q0) * d..(to - q0) * d], m, d);
+        let keys = View::new(&k[rows.clone()], n, d);
+        matmul_here(ViewMut::new(scores, m, n), Into::Overwrite, 1.0, q, keys.t());
         for (r, p) in scores.chunks_exact_mut(n).enumerate() {
             let (low, high) = seen(ctx, row, from + r, k0, k1);
             let shrink = softmax_step(p, low, high, &mut top[r], &mut total[r]);
@@ -236,11 +294,12 @@ fn forward_block(
                 acc[r * d..(r + 1) * d].iter_mut().for_each(|a| *a *= shrink);
             }
         }
-        let (p, v) = (View::new(scores, m, n), View::new(&v[k0 * d..k1 * d], n, d));
+        let (p, v) = (View::new(scores, m, n), View::new(&v[rows], n, d));
         matmul_here(ViewMut::new(acc, m, d), Into::Add, 1.0, p, v);
     }
     for r in 0..m {
-        let inverse = 1.0 / total[r];
+        // A query that sees none of these keys keeps an output of zero.
+        let inverse = if total[r] > 0.0 { 1.0 / total[r] } else { 0.0 };
         acc[r * d..(r + 1) * d].iter_mut().for_each(|a| *a *= inverse);
         lse[r] = top[r] + total[r].ln();
     }
@@ -283,7 +342,8 @@ pub enum Gradients<'a> {
     Fused(&'a mut [f32]),
 }
 
-/// Gradients of [`forward`]; every element of `grads` is written.
+/// Gradients of [`forward`]; every element of `grads` is written. Where `keys` are a part, `out` and
+/// `lse` are those over all keys, and the gradients what these keys contribute.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     ctx: &Context,
@@ -295,8 +355,9 @@ pub fn backward(
     dout: &[f32],
     grads: Gradients,
 ) {
-    let Shape { b, t, heads, kv_heads, head_dim: d, .. } = ctx.shape;
+    let Shape { b, heads, kv_heads, head_dim: d, .. } = ctx.shape;
     ctx.check(q, k, v);
+    let (t, q0, t_keys, k0) = (len(ctx.queries), ctx.queries.0, len(ctx.keys), ctx.keys.0);
     let n = b * t * heads * d;
     assert!(out.len() == n && dout.len() == n && lse.len() == b * heads * t, "outputs of the shape");
     let [dq, dk, dv] = match grads {
@@ -314,42 +375,42 @@ pub fn backward(
     };
     let scale = 1.0 / (d as f32).sqrt();
     (0..b * kv_heads).into_par_iter().for_each_init(
-        || Scratch::new(t, d),
+        || Scratch::new(t, t_keys, d),
         |x, task| {
             let (row, g) = (task / kv_heads, task % kv_heads);
             let (_, k_at, v_at) = ctx.offsets(g, 0);
-            ctx.gather(k, ctx.layout.k, row, k_at, Some(1.0), &mut x.k);
-            ctx.gather(v, ctx.layout.v, row, v_at, None, &mut x.v);
+            ctx.gather(k, ctx.layout.k, row, k_at, ctx.keys, Some(1.0), &mut x.k);
+            ctx.gather(v, ctx.layout.v, row, v_at, ctx.keys, None, &mut x.v);
             x.dk.fill(0.0);
             x.dv.fill(0.0);
             let o = Heads { row: heads * d, start: 0, group: 0 };
             for s in 0..heads / kv_heads {
                 let head = g * (heads / kv_heads) + s;
                 let q_at = ctx.offsets(g, s).0;
-                ctx.gather(q, ctx.layout.q, row, q_at, Some(scale), &mut x.q);
-                ctx.gather(dout, o, row, head * d, None, &mut x.dout);
+                ctx.gather(q, ctx.layout.q, row, q_at, ctx.queries, Some(scale), &mut x.q);
+                ctx.gather(dout, o, row, head * d, ctx.queries, None, &mut x.dout);
                 let lse = &lse[(row * heads + head) * t..][..t];
                 for (from, to, first) in ctx.query_blocks(row) {
-                    for i in from..to {
+                    for i in from - q0..to - q0 {
                         let o = &out[((row * t + i) * heads + head) * d..][..d];
-                        x.delta[i - from] = delta(o, &x.dout[i * d..(i + 1) * d]);
+                        x.delta[i - (from - q0)] = delta(o, &x.dout[i * d..(i + 1) * d]);
                     }
                     backward_block(ctx, row, from, to, first, lse, x);
-                    for (i, dq_rotated) in (from..to).zip(x.acc.chunks_exact(d)) {
-                        let (cos, sin) = ctx.angles(row, i);
+                    for (i, dq_rotated) in (from - q0..to - q0).zip(x.acc.chunks_exact(d)) {
+                        let (cos, sin) = ctx.angles(row, q0 + i);
                         // SAFETY: this task alone writes this query head of this row's tokens.
                         let dq = unsafe { dq.slice((row * t + i) * ctx.layout.q.row + q_at, d) };
                         rotate_back(dq_rotated, cos, sin, scale, dq);
                     }
                 }
             }
-            for i in 0..t {
-                let (cos, sin) = ctx.angles(row, i);
+            for i in 0..t_keys {
+                let (cos, sin) = ctx.angles(row, k0 + i);
                 // SAFETY: this task alone writes this key and this value head of this row's tokens.
                 let (dk, dv) = unsafe {
                     (
-                        dk.slice((row * t + i) * ctx.layout.k.row + k_at, d),
-                        dv.slice((row * t + i) * ctx.layout.v.row + v_at, d),
+                        dk.slice((row * t_keys + i) * ctx.layout.k.row + k_at, d),
+                        dv.slice((row * t_keys + i) * ctx.layout.v.row + v_at, d),
                     )
                 };
                 rotate_back(&x.dk[i * d..(i + 1) * d], cos, sin, 1.0, dk);
@@ -372,24 +433,27 @@ fn backward_block(
     let d = ctx.shape.head_dim;
     let m = to - from;
     let Scratch { q, k, v, dk, dv, dout, scores, dscores, acc, delta } = x;
+    let (q0, first_row, end) = (ctx.queries.0, ctx.keys.0, to.min(ctx.keys.1));
     let acc = &mut acc[..m * d];
     acc.fill(0.0);
-    for k0 in (first..to).step_by(KEYS) {
-        let k1 = to.min(k0 + KEYS);
+    let of_queries = (from - q0) * d..(to - q0) * d;
+    for k0 in (first..end).step_by(KEYS) {
+        let k1 = end.min(k0 + KEYS);
         let n = k1 - k0;
-        let (keys, values) = (View::new(&k[k0 * d..k1 * d], n, d), View::new(&v[k0 * d..k1 * d], n, d));
+        let rows = (k0 - first_row) * d..(k1 - first_row) * d;
+        let (keys, values) = (View::new(&k[rows.clone()], n, d), View::new(&v[rows.clone()], n, d));
         let (queries, dout) =
-            (View::new(&q[from * d..to * d], m, d), View::new(&dout[from * d..to * d], m, d));
+            (View::new(&q[of_queries.clone()], m, d), View::new(&dout[of_queries.clone()], m, d));
         let (p, ds) = (&mut scores[..m * n], &mut dscores[..m * n]);
         matmul_here(ViewMut::new(p, m, n), Into::Overwrite, 1.0, queries, keys.t());
         matmul_here(ViewMut::new(ds, m, n), Into::Overwrite, 1.0, dout, values.t());
         for (r, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
             let (low, high) = seen(ctx, row, from + r, k0, k1);
-            score_gradients(p, ds, low, high, lse[from + r], delta[r]);
+            score_gradients(p, ds, low, high, lse[from - q0 + r], delta[r]);
         }
         let (p, ds) = (View::new(p, m, n), View::new(ds, m, n));
-        matmul_here(ViewMut::new(&mut dv[k0 * d..k1 * d], n, d), Into::Add, 1.0, p.t(), dout);
-        matmul_here(ViewMut::new(&mut dk[k0 * d..k1 * d], n, d), Into::Add, 1.0, ds.t(), queries);
+        matmul_here(ViewMut::new(&mut dv[rows.clone()], n, d), Into::Add, 1.0, p.t(), dout);
+        matmul_here(ViewMut::new(&mut dk[rows], n, d), Into::Add, 1.0, ds.t(), queries);
         matmul_here(ViewMut::new(acc, m, d), Into::Add, 1.0, ds, keys);
     }
 }
@@ -429,16 +493,17 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(t: usize, d: usize) -> Self {
-        let head = || vec![0.0; t * d];
-        let block = || vec![0.0; QUERIES * KEYS.min(t)];
+    /// For `t` queries and `t_keys` keys.
+    fn new(t: usize, t_keys: usize, d: usize) -> Self {
+        let head = |t: usize| vec![0.0; t * d];
+        let block = || vec![0.0; QUERIES * KEYS.min(t_keys)];
         Self {
-            q: head(),
-            k: head(),
-            v: head(),
-            dk: head(),
-            dv: head(),
-            dout: head(),
+            q: head(t),
+            k: head(t_keys),
+            v: head(t_keys),
+            dk: head(t_keys),
+            dv: head(t_keys),
+            dout: head(t),
             scores: block(),
             dscores: block(),
             acc: vec![0.0; QUERIES * d],
@@ -520,7 +585,9 @@ mod tests {
         }
 
         fn context(&self, layout: Layout) -> Context<'_> {
-            Context { shape: self.shape, layout, starts: &self.starts, cos: &self.cos, sin: &self.sin }
+            let all = (0, self.shape.t);
+            let Self { shape, starts, cos, sin } = self;
+            Context { shape: *shape, layout, starts, queries: all, keys: all, cos, sin }
         }
 
         fn fused(&self) -> Vec<f32> {
@@ -607,6 +674,54 @@ mod tests {
             for i in (0..qkv.len()).step_by(step) {
                 let fd = finite_difference(&qkv, i, 1e-2, loss) as f32;
                 assert_close(&[dqkv[i]], &[fd], 2e-3);
+            }
+        }
+    }
+
+    /// Queries and keys in parts, put together, as ranks of a ring do.
+    #[test]
+    fn parts_of_queries_and_keys_make_up_the_whole() {
+        let shape = Shape { b: 1, t: 90, heads: 4, kv_heads: 2, head_dim: 8, window: None };
+        for shape in [shape, Shape { window: Some(20), ..shape }] {
+            let case = Case::new(shape, &[&[0, 37, 41]]);
+            let [q, k, v] = split(&shape, &case.fused());
+            let (row, kv_row) = (4 * 8, 2 * 8);
+            let whole = case.context(Layout::separate(&shape));
+            let (mut expect, mut expect_lse) = (vec![0.0; q.len()], vec![0.0; 4 * 90]);
+            forward(&whole, &q, &k, &v, &mut expect, &mut expect_lse);
+            let dout = random(q.len(), 3);
+            let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| vec![f32::NAN; x.len()]);
+            let gradients = Gradients::Separate(&mut dq, &mut dk, &mut dv);
+            backward(&whole, &q, &k, &v, &expect, &expect_lse, &dout, gradients);
+
+            let parts = [(0, 25), (25, 64), (64, 90)];
+            let [mut sum_q, mut sum_k, mut sum_v] = [&q, &k, &v].map(|x| vec![0.0; x.len()]);
+            for queries in parts {
+                let of = queries.0 * row..queries.1 * row;
+                let n = len(queries);
+                let (mut out, mut lse) = (vec![0.0; n * row], vec![f32::NEG_INFINITY; 4 * n]);
+                for keys in parts {
+                    let ctx = Context { queries, keys, ..whole };
+                    let (k, v) = (&k[keys.0 * kv_row..keys.1 * kv_row], &v[keys.0 * kv_row..keys.1 * kv_row]);
+                    let (mut more, mut more_lse) = (vec![f32::NAN; n * row], vec![f32::NAN; 4 * n]);
+                    forward(&ctx, &q[of.clone()], k, v, &mut more, &mut more_lse);
+                    merge(&mut out, &mut lse, &more, &more_lse, 4);
+                }
+                assert_close(&out, &expect[of.clone()], 1e-5);
+                for keys in parts {
+                    let ctx = Context { queries, keys, ..whole };
+                    let of_keys = keys.0 * kv_row..keys.1 * kv_row;
+                    let (k, v) = (&k[of_keys.clone()], &v[of_keys.clone()]);
+                    let [mut dq, mut dk, mut dv] = [of.len(), k.len(), v.len()].map(|n| vec![f32::NAN; n]);
+                    let gradients = Gradients::Separate(&mut dq, &mut dk, &mut dv);
+                    backward(&ctx, &q[of.clone()], k, v, &out, &lse, &dout[of.clone()], gradients);
+                    crate::train::math::add_assign(&mut sum_q[of.clone()], &dq);
+                    crate::train::math::add_assign(&mut sum_k[of_keys.clone()], &dk);
+                    crate::train::math::add_assign(&mut sum_v[of_keys], &dv);
+                }
+            }
+            for (sum, expect) in [(sum_q, dq), (sum_k, dk), (sum_v, dv)] {
+                assert_close(&sum, &expect, 1e-5);
             }
         }
     }

@@ -30,10 +30,12 @@ use crate::batch::Batch;
 use crate::transformer::{Layer, Linear, Qkv, Transformer};
 
 mod memory;
+mod ring;
 mod split;
 
 pub use memory::{Flight, Workspace};
 use memory::{Kept, LinearTemp, Packed, Rope, Temp, floats, sized};
+use ring::Ring;
 pub use split::{Rows, Split};
 
 /// Elements of a weight's gradient computed at a time.
@@ -107,7 +109,9 @@ impl Sequence<'_> {
             Qkv::Fused(_) => Layout::fused(&shape),
             Qkv::Separate(_) => Layout::separate(&shape),
         };
-        Context { shape, layout, starts: &self.starts, cos: &self.rope.cos, sin: &self.rope.sin }
+        let all = (0, shape.t);
+        let Rope { cos, sin, .. } = self.rope;
+        Context { shape, layout, starts: &self.starts, queries: all, keys: all, cos, sin }
     }
 
     /// Elements of queries, and of keys, in separate matrices.
@@ -182,7 +186,7 @@ impl<'m> Backprop<'m> {
         rope.reach(config, batch.t, &starts);
         let shape = Shape {
             b: 1,
-            t: rows.n,
+            t: batch.t,
             heads: config.num_heads,
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
@@ -458,7 +462,12 @@ impl<'m> Backprop<'m> {
         heads: &mut [f32],
         lse: &mut [f32],
     ) -> Result<()> {
-        attention::forward(&sequence.context(layer), q, k, v, heads, lse);
+        let context = sequence.context(layer);
+        if self.split.context.size() > 1 {
+            let ring = Ring { ranks: &self.split.context, whole: context };
+            return met(ring.forward([q, k, v], heads, lse));
+        }
+        attention::forward(&context, q, k, v, heads, lse);
         Ok(())
     }
 
@@ -565,7 +574,12 @@ impl<'m> Backprop<'m> {
         dheads: &[f32],
         gradients: Gradients,
     ) -> Result<()> {
-        attention::backward(&sequence.context(layer), q, k, v, heads, lse, dheads, gradients);
+        let context = sequence.context(layer);
+        if self.split.context.size() > 1 {
+            let ring = Ring { ranks: &self.split.context, whole: context };
+            return met(ring.backward([q, k, v], heads, lse, dheads, gradients));
+        }
+        attention::backward(&context, q, k, v, heads, lse, dheads, gradients);
         Ok(())
     }
 

@@ -86,12 +86,12 @@ impl Split {
 /// Context rank `rank`'s tokens of `len`: the `rank`th part of `2 size` from the front and from the
 /// back, so that all have as many pairs of query and key.
 pub(super) fn context_chunks(len: usize, rank: usize, size: usize) -> Vec<Range<usize>> {
-    if size == 1 {
-        return vec![0..len];
-    }
     let cuts = even_cuts(len, 2 * size, 1);
-    let chunk = |i: usize| cuts[i]..cuts[i + 1];
-    vec![chunk(rank), chunk(2 * size - 1 - rank)]
+    let chunks = match size {
+        1 => [(0, 2), (2, 2)],
+        _ => [(rank, rank + 1), (2 * size - 1 - rank, 2 * size - rank)],
+    };
+    chunks.into_iter().map(|(from, to)| cuts[from]..cuts[to]).filter(|chunk| !chunk.is_empty()).collect()
 }
 
 /// A rank's rows of one sequence.

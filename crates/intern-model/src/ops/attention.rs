@@ -50,7 +50,8 @@ impl Attention {
 
     fn context(&self) -> Context<'_> {
         let Geometry { starts, cos, sin } = &*self.geometry;
-        Context { shape: self.shape, layout: self.layout, starts, cos, sin }
+        let all = (0, self.shape.t);
+        Context { shape: self.shape, layout: self.layout, starts, queries: all, keys: all, cos, sin }
     }
 
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Result<(CpuStorage, Shape)> {

@@ -51,10 +51,19 @@ fn ci(full: bool) -> Result<()> {
     let slow: &[(&str, &str)] = if full { &[("RUN_SLOW_TESTS", "1")] } else { &[] };
     step("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     step("tidy", || tidy::run(&root()))?;
+    // With an MPI library at hand, its ranks are tested too.
+    let mpi: &[&str] = match Command::new("mpicc").arg("--version").output() {
+        Ok(found) if found.status.success() => &["--features", "intern/mpi"],
+        _ => {
+            eprintln!("no mpicc: ranks under mpirun are not tested");
+            &[]
+        }
+    };
     step("lints", || {
-        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &[])
+        let (lint, deny) = (["clippy", "--workspace", "--all-targets", "--quiet"], ["--", "-D", "warnings"]);
+        cargo(&[&lint[..], mpi, &deny[..]].concat(), &[])
     })?;
-    step("tests", || cargo(&["nextest", "run", "--workspace", "--no-fail-fast"], slow))
+    step("tests", || cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"][..], mpi].concat(), slow))
 }
 
 fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {

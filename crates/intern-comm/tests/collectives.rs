@@ -155,6 +155,19 @@ fn ranks_in_different_operations_are_told() {
     assert!(error.contains("barrier") && error.contains("all_reduce"), "{error}");
 }
 
+#[cfg(feature = "mpi")]
+#[test]
+fn every_operation_over_processes() {
+    for ranks in ["2", "3"] {
+        let mut command = std::process::Command::new("mpirun");
+        command.args(["--allow-run-as-root", "--oversubscribe", "-n", ranks]);
+        command.arg(std::env::current_exe().unwrap()).args(["--exact", "mpi", "--nocapture"]);
+        let output = command.output().expect("mpirun starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains(&format!("of {ranks}: ok")), "{text}");
+    }
+}
+
 /// The same under MPI: `mpirun -n N cargo test -p intern-comm --features mpi -- --exact mpi`.
 #[test]
 fn mpi() {

@@ -434,17 +434,22 @@ impl DataConfig {
 impl ModelSection {
     /// The shape of a new model over `tokenizer`; `None` where the model starts from a checkpoint.
     pub fn resolve(&self, tokenizer: &Tokenizer, seq_len: usize) -> Result<Option<ModelConfig>> {
-        if self.init_from.is_some() {
-            let others = serde_json::to_value(self)?;
-            let set =
-                others.as_object().into_iter().flatten().find(|(k, v)| *k != "init_from" && !v.is_null());
-            if let Some((key, _)) = set {
-                bail!(
-                    "model.{key} is set beside model.init_from\nhint: the checkpoint decides the shape; remove one"
-                );
-            }
-            return Ok(None);
+        if self.init_from.is_none() {
+            return self.shape(Some(tokenizer), seq_len).map(Some);
         }
+        let others = serde_json::to_value(self)?;
+        let set = others.as_object().into_iter().flatten().find(|(k, v)| *k != "init_from" && !v.is_null());
+        if let Some((key, _)) = set {
+            bail!(
+                "model.{key} is set beside model.init_from\nhint: the checkpoint decides the shape; remove one"
+            );
+        }
+        Ok(None)
+    }
+
+    /// The shape of a new model over `tokenizer`; without one `vocab_size` has to be set, and no
+    /// token has a meaning.
+    pub fn shape(&self, tokenizer: Option<&Tokenizer>, seq_len: usize) -> Result<ModelConfig> {
         let need = |key: &str, value: Option<usize>| {
             value.filter(|&n| n > 0).with_context(|| {
                 format!("model.{key} is not set\nhint: give the shape, or model.init_from = a checkpoint directory")
@@ -457,11 +462,11 @@ impl ModelSection {
         })?;
         let hidden_size = need("hidden_size", self.hidden_size)?;
         let num_heads = need("num_heads", self.num_heads)?;
-        let vocab_size = self.vocab_size.unwrap_or(tokenizer.vocab_size());
+        let known = tokenizer.map_or(0, Tokenizer::vocab_size);
+        let vocab_size = self.vocab_size.unwrap_or(known);
         ensure!(
-            vocab_size >= tokenizer.vocab_size(),
-            "model.vocab_size is {vocab_size}, below the tokenizer's {}",
-            tokenizer.vocab_size()
+            vocab_size >= known.max(1),
+            "model.vocab_size is {vocab_size}, below the tokenizer's {known}"
         );
         ensure!(
             self.head_dim.is_some() || hidden_size % num_heads == 0,
@@ -483,11 +488,11 @@ impl ModelSection {
         config.rms_norm_eps = self.rms_norm_eps.unwrap_or(config.rms_norm_eps);
         config.sliding_window = self.sliding_window;
         config.tie_word_embeddings = self.tie_word_embeddings.unwrap_or(false);
-        config.bos_token_id = tokenizer.bos_id();
-        config.eos_token_ids = tokenizer.eos_id().into_iter().collect();
-        config.pad_token_id = tokenizer.pad_id();
+        config.bos_token_id = tokenizer.and_then(Tokenizer::bos_id);
+        config.eos_token_ids = tokenizer.and_then(Tokenizer::eos_id).into_iter().collect();
+        config.pad_token_id = tokenizer.and_then(Tokenizer::pad_id);
         config.validate().context("[model]")?;
-        Ok(Some(config))
+        Ok(config)
     }
 }
 

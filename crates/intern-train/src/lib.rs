@@ -17,6 +17,7 @@ pub mod mesh;
 pub mod optimizer;
 pub mod params;
 pub mod pipeline;
+pub mod predict;
 pub mod pretrain;
 pub mod schedule;
 pub mod shuffle;

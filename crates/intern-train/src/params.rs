@@ -67,6 +67,23 @@ impl Param {
     }
 }
 
+/// Cuts the elements `range` into `parts` of nearly equal length: between two of `tensors`, or a
+/// multiple of [`CHUNK`] after the start of one.
+pub(crate) fn cuts(
+    tensors: impl Iterator<Item = Range<usize>> + Clone,
+    range: &Range<usize>,
+    parts: usize,
+) -> Vec<usize> {
+    let snapped = |at: usize| {
+        let of = tensors.clone().find(|t| t.contains(&at));
+        of.map_or(at, |t| t.start + (at - t.start) / CHUNK * CHUNK)
+    };
+    let mut cuts: Vec<usize> =
+        (0..parts).map(|i| range.start.max(snapped(range.start + range.len() * i / parts))).collect();
+    cuts.push(range.end);
+    cuts
+}
+
 /// Lends a tensor's elements to a closure.
 struct Update<F>(std::cell::Cell<Option<F>>);
 
@@ -179,14 +196,7 @@ impl Params {
     /// Cuts the elements `range` into `parts` of nearly equal length, between chunks.
     #[must_use]
     pub fn cuts(&self, range: &Range<usize>, parts: usize) -> Vec<usize> {
-        let snapped = |at: usize| {
-            let of = self.list.iter().find(|p| p.offset <= at && at < p.end());
-            of.map_or(at, |p| p.offset + (at - p.offset) / CHUNK * CHUNK)
-        };
-        let mut cuts: Vec<usize> =
-            (0..parts).map(|i| range.start.max(snapped(range.start + range.len() * i / parts))).collect();
-        cuts.push(range.end);
-        cuts
+        cuts(self.list.iter().map(|p| p.offset..p.end()), range, parts)
     }
 
     /// In their fixed order.

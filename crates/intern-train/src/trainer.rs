@@ -190,7 +190,7 @@ impl<'a> Trainer<'a> {
             self.log(&[("valid_loss", loss)])?;
         }
         while self.state.step < self.plan.steps {
-            let begin = Instant::now();
+            let (begin, sent) = (Instant::now(), self.sent());
             let batch = self.batch(source)?;
             let stats = self.step(std::slice::from_ref(&batch))?;
             let mut row = vec![
@@ -201,6 +201,9 @@ impl<'a> Trainer<'a> {
                 ("targets", stats.targets as f64),
                 ("tokens_per_second", stats.tokens as f64 / begin.elapsed().as_secs_f64()),
             ];
+            if self.mesh.world.size() > 1 {
+                row.push(("sent_bytes", (self.sent() - sent) as f64));
+            }
             if self.evaluates() && !valid.is_empty() {
                 let loss = self.evaluate(valid)?;
                 valid_loss = Some(loss);
@@ -363,6 +366,11 @@ impl<'a> Trainer<'a> {
         let mut sums = [losses.iter().map(|l| (l * scale).round() as i64).sum(), i64::from(!finite)];
         self.mesh.world.all_reduce(&mut sums, Op::Sum)?;
         Ok((sums[1] == 0).then_some(sums[0] as f64 / scale))
+    }
+
+    /// Bytes this rank has sent so far.
+    fn sent(&self) -> u64 {
+        self.mesh.world.traffic().values().map(|t| t.bytes).sum()
     }
 
     /// Whether `condition` holds on any rank.

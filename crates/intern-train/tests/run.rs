@@ -12,6 +12,7 @@ use intern_kernels::rng::Rng;
 use intern_tokenizer::Tokenizer;
 use intern_tokenizer::train::{BpeConfig, train_bpe};
 use intern_train::TrainConfig;
+use intern_train::forecast::Forecast;
 use intern_train::pretrain::{run, run_until};
 use serde_json::{Value, json};
 
@@ -53,7 +54,7 @@ fn config(dir: &Path, patch: Value) -> TrainConfig {
 fn without_times(out: &Path) -> Vec<Value> {
     let rows = metrics::read(out).unwrap();
     let kept = rows.into_iter().map(|mut row| {
-        row.retain(|k, _| k != "time" && k != "tokens_per_second");
+        row.retain(|k, _| !["time", "tokens_per_second", "sent_bytes"].contains(&k.as_str()));
         Value::Object(row)
     });
     kept.collect()
@@ -141,6 +142,38 @@ fn the_same_bits_however_the_work_is_shared_out() {
         assert_eq!(expect, &hashes, "{case}");
         assert_eq!(expect_rows, &rows);
         std::fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn ranks_send_no_more_than_the_forecast_says() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    for parallel in [
+        json!({"data": 2}),
+        json!({"data": 4}),
+        json!({"data": 2, "zero": 0}),
+        json!({"pipeline": 2}),
+        json!({"pipeline": 2, "interleave": 2, "data": 2}),
+        json!({"tensor": 2}),
+        json!({"context": 2}),
+        json!({"context": 2, "tensor": 2, "data": 2}),
+    ] {
+        let out = dir.path().join("out");
+        let model = json!({"hidden_size": 64, "num_layers": 5, "num_heads": 4, "num_kv_heads": 2});
+        for recompute in [0.0, 1.0] {
+            let patch = json!({"steps": 3, "parallel": parallel, "model": model, "eval_every": 0, "recompute": recompute});
+            let config = config(dir.path(), patch);
+            let forecast = Forecast::new(&config).unwrap().sent_per_step.total as f64;
+            run(&config, &out).unwrap();
+            for row in metrics::read(&out).unwrap().iter().filter_map(|r| r.get("sent_bytes")?.as_f64()) {
+                assert!(
+                    row <= forecast && row > 0.7 * forecast,
+                    "{parallel}: sent {row}, forecast {forecast}"
+                );
+            }
+            std::fs::remove_dir_all(&out).unwrap();
+        }
     }
 }
 

@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
 use intern_format::atomic::AtomicDir;
 use intern_model::convert;
 use intern_progress::{clock, human};
 use intern_train::bench::Bench;
 use intern_train::config::Precision;
-use intern_train::forecast::Forecast;
+use intern_train::forecast::{Forecast, Memory, Traffic};
+use intern_train::predict::{DEVICES, Prediction};
 use intern_train::pretrain::{self, Summary};
 use intern_train::{TrainConfig, job};
 
@@ -44,7 +46,9 @@ enum TrainCommand {
   intern train run configs/train/tiny-internlm2.toml --out runs/tiny
   intern train run configs/train/tiny-internlm2.toml --out runs/fast --set steps=200 --set optimizer.lr=2e-3
   intern train run configs/train/tiny-internlm2.toml --out runs/tiny --resume
-  intern train run configs/train/tiny-internlm2.toml --out runs/tiny --dry-run --set parallel.data=2
+  intern train run configs/train/tiny-internlm2.toml --out runs/tiny --set parallel.pipeline=2
+  mpirun -n 4 intern train run configs/train/tiny-internlm2.toml --out runs/tiny --set parallel.tensor=2
+  intern train run configs/train/internlm2-7b.toml --out runs/7b --dry-run --device a100-80g
   tensorboard --logdir runs/tiny")]
 struct RunArgs {
     /// The run.
@@ -58,9 +62,13 @@ struct RunArgs {
     /// Only continue: fail where OUT holds no saved state of this very run, instead of starting one.
     #[arg(long)]
     resume: bool,
-    /// Only tell what the run would take: parameters, work, memory of a rank, traffic. Writes nothing.
+    /// Only tell what the run would take: the grid of ranks, parameters, work, memory of a rank,
+    /// traffic. Writes nothing.
     #[arg(long, conflicts_with = "resume")]
     dry_run: bool,
+    /// With --dry-run: also tell how fast it would be on devices of this kind.
+    #[arg(long, requires = "dry_run", value_parser = PossibleValuesParser::new(DEVICES.map(|d| d.name)))]
+    device: Option<String>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -144,7 +152,9 @@ fn train(args: &RunArgs) -> Result<()> {
     intern_progress::set_silent(args.json);
     let config: TrainConfig = crate::config::load(&args.config, &args.sets)?;
     if args.dry_run {
-        return dry_run(&Forecast::new(&config)?, args.json);
+        let forecast = Forecast::new(&config)?;
+        let device = DEVICES.into_iter().find(|d| Some(d.name) == args.device.as_deref());
+        return dry_run(&forecast, device.map(|d| Prediction::new(&forecast, d)), args.json);
     }
     if args.resume {
         must_continue(&pretrain::job(&config, &args.out)?)?;
@@ -185,35 +195,94 @@ fn bench(args: &BenchArgs) -> Result<()> {
     })
 }
 
-fn dry_run(forecast: &Forecast, json: bool) -> Result<()> {
+fn dry_run(forecast: &Forecast, prediction: Option<Prediction>, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(forecast)?);
+        let mut value = serde_json::to_value(forecast)?;
+        if let Some(prediction) = prediction {
+            value["prediction"] = serde_json::to_value(prediction)?;
+        }
+        println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
     let f = forecast;
-    let bytes = |n: u64| format!("{:>9.1} MB", n as f64 / f64::from(1 << 20));
     println!("parameters     {}", human(f.parameters as f64));
     println!("steps          {} of {} sequences of {} tokens", f.steps, f.batch_size, f.seq_len);
     println!("tokens         {}", human(f.tokens as f64));
-    println!("work           {}FLOP", human(f.flops_per_token * f.tokens as f64));
-    let zero = if f.zero && f.ranks > 1 { ", which share the moments (ZeRO-1)" } else { "" };
-    println!("ranks          {}{zero}", f.ranks);
+    println!("work           {:.2e} FLOP", f.flops_per_token * f.tokens as f64);
+    let m = &f.mesh;
+    let zero = if f.zero && m.data * m.context > 1 { "; moments are shared (ZeRO-1)" } else { "" };
+    println!(
+        "ranks          {} = pipeline {} × data {} × context {} × tensor {}{zero}",
+        f.ranks, m.pipeline, m.data, m.context, m.tensor
+    );
     println!("of a rank      {} sequences a step, {} at once", f.sequences_per_rank, f.lanes);
-    let m = f.memory;
-    println!("memory of a rank");
-    for (name, n) in [
-        ("weights", m.weights),
-        ("gradient sums", m.gradients),
-        ("moments", m.moments),
-        ("activations", m.activations),
-        ("saving", m.saving),
-        ("program", m.program),
-        ("total", m.total),
-    ] {
-        println!("  {name:<13}{}", bytes(n));
+    if m.pipeline > 1 {
+        println!("pipeline       {} stages a rank, idle {:.1} %", m.interleave, 100.0 * f.idle);
     }
-    println!("sent per step  {}", bytes(f.sent_per_step).trim_start());
+    let Memory { weights, gradients, moments, activations, saving, program, total } = f.memory;
+    println!("memory of a rank, at most");
+    for (name, n) in [
+        ("weights", weights),
+        ("gradient sums", gradients),
+        ("moments", moments),
+        ("activations", activations),
+        ("saving", saving),
+        ("program", program),
+        ("total", total),
+    ] {
+        println!("  {name:<15}{:>10}", bytes(n));
+    }
+    let Traffic { sums, weights, tensor, context, pipeline, total } = f.sent_per_step;
+    println!("sent by a rank per step, at most");
+    let parts = [
+        ("gradient sums", sums),
+        ("weights", weights),
+        ("tensor", tensor),
+        ("context", context),
+        ("pipeline", pipeline),
+    ];
+    for (name, n) in parts.into_iter().filter(|(_, n)| *n > 0).chain([("total", total)]) {
+        println!("  {name:<15}{:>10}", bytes(n));
+    }
+    if let Some(p) = prediction {
+        print_prediction(&p, f.memory.total - f.memory.saving);
+    }
     Ok(())
+}
+
+fn print_prediction(p: &Prediction, need: u64) {
+    let d = &p.device;
+    println!(
+        "on {} ({:.0} TFLOP/s at {:.0} %, {} a node, {:.0} GB/s between them, {:.1} GB/s out of a node)",
+        d.name,
+        d.peak / 1e12,
+        100.0 * d.efficiency,
+        d.per_node,
+        d.link / 1e9,
+        d.network / 1e9
+    );
+    if !p.fits {
+        println!(
+            "  does not fit   {} of {}; raise parallel.pipeline or parallel.tensor",
+            bytes(need),
+            bytes(d.memory)
+        );
+    }
+    println!(
+        "  a step         {:.2} s: compute {:.2}, sums and weights {:.2}, activations {:.2}, update {:.2}",
+        p.seconds, p.compute, p.exchange, p.activations, p.update
+    );
+    let internevo = p.internevo.map(|n| format!(" (InternEvo published {n:.0})")).unwrap_or_default();
+    println!("  tokens/s       {:.0} a device{internevo}", p.tokens_per_second);
+    println!("  utilization    {:.1} % of the peak", 100.0 * p.utilization);
+    println!("  time           {:.1} hours", p.hours);
+}
+
+/// Bytes in a unit that fits.
+fn bytes(n: u64) -> String {
+    let n = n as f64;
+    let gb = f64::from(1 << 30);
+    if n >= 10.0 * gb { format!("{:.1} GB", n / gb) } else { format!("{:.1} MB", n / f64::from(1 << 20)) }
 }
 
 /// `--resume`: refuses to start from nothing.

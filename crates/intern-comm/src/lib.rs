@@ -19,6 +19,9 @@ use anyhow::{Result, ensure};
 mod mpi;
 pub mod threads;
 
+/// Whether ranks can be processes under MPI.
+pub const HAS_MPI: bool = cfg!(feature = "mpi");
+
 /// Bytes of one message of a long collective, so that its buffers stay small.
 const WINDOW: usize = 4 << 20;
 

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use intern_data::mix::{self, MixConfig};
-use intern_data::pipeline::{self, RecipeConfig};
+use intern_data::pipeline::{self, RecipeConfig, Share};
 use intern_data::{tokenize, tokenizer};
 use intern_format::document::{self, Document};
 use serde_json::{Value, json};
@@ -371,6 +371,36 @@ fn a_stopped_run_continues_from_its_markers() {
     fs::write(&victim, bytes).unwrap();
     pipeline::run(&config, &half).unwrap();
     assert_same(&whole, &half);
+}
+
+/// Processes that each clean a share, one of them stopped and begun again, and then the run.
+#[test]
+fn a_job_array_ends_with_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = corpus(dir.path());
+    let (alone, shared) = (dir.path().join("alone"), dir.path().join("shared"));
+    let refused = pipeline::run_share(&config, &shared, Share::parse("1/3").unwrap()).unwrap_err();
+    assert!(refused.to_string().contains("source jsonl has a limit"), "{refused}");
+    config.source.iter_mut().for_each(|source| source.limit = 0);
+    let expect = pipeline::run(&config, &alone).unwrap();
+    let share = |text: &str| Share::parse(text).unwrap();
+    let mut pages = 0;
+    std::thread::scope(|scope| {
+        let jobs = ["1/3", "2/3", "3/3"].map(|text| {
+            let (config, shared) = (&config, &shared);
+            scope.spawn(move || pipeline::run_share(config, shared, share(text)).unwrap())
+        });
+        pages += jobs.into_iter().map(|job| job.join().unwrap().pages).sum::<u64>();
+    });
+    assert_eq!(pages, expect.pages);
+    // A share that is there already, or cut otherwise, costs nothing.
+    assert_eq!(pipeline::run_share(&config, &shared, share("1/2")).unwrap().cleaned, 0);
+    let last = pipeline::run(&config, &shared).unwrap();
+    assert_eq!((last.pages, last.pages_per_second), (expect.pages, 0.0));
+    assert_same(&alone, &shared);
+    for wrong in ["0/3", "4/3", "3", "a/b", "1/0"] {
+        assert!(Share::parse(wrong).unwrap_err().contains("e.g. 2/8"), "{wrong}");
+    }
 }
 
 #[test]

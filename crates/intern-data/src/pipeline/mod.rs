@@ -6,6 +6,9 @@
 //! Each finished segment leaves a marker under `.tmp-work`, so a killed run continues where
 //! it was, within a file too; that directory goes when the run is complete. Nothing written
 //! depends on the number of threads.
+//!
+//! Several processes may clean shards of one run ([`run_share`], for job arrays): they share the
+//! output directory, and the run itself then finds the shards clean.
 
 mod config;
 mod emit;
@@ -16,11 +19,11 @@ mod stats;
 mod work;
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use intern_format::atomic::{TEMP_PREFIX, read_json, write_atomic, write_json};
 use intern_format::provenance::{self, Provenance};
 use intern_progress::Progress;
@@ -92,7 +95,7 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     let gold = config.gold.as_deref().map(Gold::open).transpose()?;
     let hasher = config.dedup.minhash.enabled.then(|| MinHasher::new(&config.dedup.minhash));
     let cleaner = Cleaner { config, stages, gold, hasher };
-    let (segments, cleaned) = clean_all(&cleaner, &plan, &work)?;
+    let (segments, cleaned) = clean_all(&cleaner, &plan, &work, Share::ALL)?;
 
     let paths: Vec<PathBuf> = segments.iter().map(|s| SegmentFiles::of(&work, *s).signatures).collect();
     let bands = if config.dedup.minhash.enabled { config.dedup.minhash.bands } else { 0 };
@@ -106,7 +109,87 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     let provenance = record(&identity, out, &stats)?;
     provenance::write(out, &provenance)?;
     remove_dir(&work)?;
+    let _ = fs::remove_file(out.join(format!("{TEMP_PREFIX}prepare")));
     summary(&provenance.counts, cleaned, start, false)
+}
+
+/// Which of a run's shards a process cleans: every `of`th, beginning with number `number`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// From 1.
+    pub number: usize,
+    /// How many processes there are.
+    pub of: usize,
+}
+
+impl Share {
+    const ALL: Self = Self { number: 1, of: 1 };
+
+    /// Reads `2/8`.
+    ///
+    /// # Errors
+    /// In words, if it is no such thing.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        match numbers {
+            Some((number, of)) if (1..=of).contains(&number) => Ok(Self { number, of }),
+            _ => Err("expected I/N with I from 1 to N, e.g. 2/8".into()),
+        }
+    }
+}
+
+/// What a process of a job array did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShareSummary {
+    /// Shards of the run that are this process's.
+    pub shards: usize,
+    /// Shards of the whole run.
+    pub of: usize,
+    /// Pages in them.
+    pub pages: u64,
+    /// Pages that were not clean before.
+    pub cleaned: u64,
+    /// Wall time of this call, seconds.
+    pub seconds: f64,
+}
+
+/// Cleans a share of the recipe's shards into the directory `out`, which several processes may use
+/// at once; [`run`] then completes the run. A killed process goes on like a run.
+///
+/// # Errors
+/// As [`run`]; and if a shard is being cleaned by another process.
+pub fn run_share(config: &RecipeConfig, out: &Path, share: Share) -> Result<ShareSummary> {
+    let start = Instant::now();
+    for source in &config.source {
+        ensure!(
+            source.limit == 0 || source.is_page_per_file(),
+            "source {} has a limit, which counts records over all its files in their order\n\
+             hint: leave `limit` out, or run without --shard",
+            source.label()
+        );
+    }
+    let stages = config.stages()?;
+    let plan = plan::plan(config)?;
+    let identity = Identity {
+        version: env!("CARGO_PKG_VERSION").into(),
+        config: serde_json::to_value(config)?,
+        inputs: plan.inputs.clone(),
+    };
+    let of = plan.shards.len();
+    let shards = (share.number - 1..of).step_by(share.of).count();
+    if let Some(done) = finished(out, &identity)? {
+        let pages = done.counts.get("pages").and_then(Value::as_u64).unwrap_or(0);
+        return Ok(ShareSummary { shards, of, pages, cleaned: 0, seconds: start.elapsed().as_secs_f64() });
+    }
+    let work = out.join(format!("{TEMP_PREFIX}work"));
+    prepare(out, &work, &identity)?;
+    let gold = config.gold.as_deref().map(Gold::open).transpose()?;
+    let hasher = config.dedup.minhash.enabled.then(|| MinHasher::new(&config.dedup.minhash));
+    let cleaner = Cleaner { config, stages, gold, hasher };
+    let (segments, cleaned) = clean_all(&cleaner, &plan, &work, share)?;
+    let pages = segments.iter().map(|s| Ok(SegmentFiles::of(&work, *s).finished()?.map_or(0, |i| i.pages)));
+    let pages = pages.sum::<Result<u64>>()?;
+    Ok(ShareSummary { shards, of, pages, cleaned, seconds: start.elapsed().as_secs_f64() })
 }
 
 /// Every comparison a page went through, and what stages changed in its text.
@@ -159,6 +242,10 @@ fn finished(out: &Path, identity: &Identity) -> Result<Option<Provenance>> {
 /// Makes `out` ready: keeps the work of an interrupted run with this identity, clears anything else of ours.
 fn prepare(out: &Path, work: &Path, identity: &Identity) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    // Processes of a job array start together; one makes it ready.
+    let name = out.join(format!("{TEMP_PREFIX}prepare"));
+    let lock = File::create(&name).with_context(|| format!("cannot create {}", name.display()))?;
+    lock.lock().with_context(|| format!("cannot lock {}", name.display()))?;
     let path = work.join("identity.json");
     let same = path.is_file() && read_json::<Identity>(&path).is_ok_and(|i| i == *identity);
     if same {
@@ -190,13 +277,16 @@ fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-/// Cleans the segments that are not finished; returns all, and how many pages that were.
-fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path) -> Result<(Vec<Segment>, u64)> {
-    let progress = Progress::new("clean", plan.pages.unwrap_or(0), "pages");
+/// Cleans the segments of a share that are not finished; returns all of it, and how many pages that
+/// were.
+fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path, share: Share) -> Result<(Vec<Segment>, u64)> {
+    let pages = if share.of == 1 { plan.pages.unwrap_or(0) } else { 0 };
+    let progress = Progress::new("clean", pages, "pages");
     let (mut segments, mut cleaned) = (Vec::new(), 0);
     // Pages so far per source, since a limit counts over all files of its source.
     let mut taken: HashMap<usize, u64> = HashMap::new();
-    for (index, shard) in plan.shards.iter().enumerate() {
+    for (index, shard) in plan.shards.iter().enumerate().skip(share.number - 1).step_by(share.of) {
+        let _lock = lock_shard(work, index, shard)?;
         let taken = taken.entry(shard.source).or_default();
         let limit = match cleaner.config.source[shard.source].limit {
             0 => u64::MAX,
@@ -211,6 +301,21 @@ fn clean_all(cleaner: &Cleaner, plan: &Plan, work: &Path) -> Result<(Vec<Segment
     }
     progress.finish();
     Ok((segments, cleaned))
+}
+
+/// Keeps other processes from cleaning the same shard until it is dropped.
+fn lock_shard(work: &Path, index: usize, shard: &Shard) -> Result<File> {
+    let path = work.join(format!("{index:05}.lock"));
+    let lock = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => bail!(
+            "{} is being cleaned by another process\nhint: give every process of a job array its own \
+             --shard, and run without it when all have ended",
+            shard.files.first().map_or_else(String::new, |f| f.path.display().to_string())
+        ),
+        Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+    }
 }
 
 /// Writes all segments, several at once; their counts are merged in order.

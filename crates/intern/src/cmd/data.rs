@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use intern_data::pipeline;
+use intern_data::pipeline::{self, Share};
 use intern_data::show::{self, ShowConfig};
 use intern_data::synth::{self, SynthConfig};
 use intern_data::tokenize;
@@ -29,8 +29,9 @@ enum DataCommand {
     #[command(after_help = "Examples:
   intern data run configs/rust-docs.toml --out runs/rust-docs
   intern data run configs/data/crawl.toml --out runs/crawl --set dedup.minhash.threshold=0.8
+  intern data run configs/data/crawl.toml --out runs/crawl --shard 2/8   # one of eight jobs; then without
   intern data show runs/rust-docs --dropped")]
-    Run(JobArgs),
+    Run(RunArgs),
     /// Trains a byte-level BPE tokenizer on documents.
     #[command(after_help = "Examples:
   intern data tokenizer configs/data/tokenizer.toml --out runs/tokenizer
@@ -108,6 +109,16 @@ enum DataCommand {
 }
 
 #[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    /// Only clean every Nth shard of the input, beginning with the Ith, beside other such processes
+    /// with the same OUT (a job array). When all have ended, the command without it completes the run.
+    #[arg(long, value_name = "I/N", value_parser = Share::parse)]
+    shard: Option<Share>,
+}
+
+#[derive(Args)]
 pub struct JobArgs {
     /// The configuration, one TOML file for one complete run.
     config: PathBuf,
@@ -164,9 +175,19 @@ struct ShowArgs {
 /// Whatever the subcommand fails with.
 pub fn run(args: DataArgs) -> Result<()> {
     match args.command {
-        DataCommand::Run(args) => {
+        DataCommand::Run(RunArgs { job: args, shard: None }) => {
             let out = args.out.clone();
             job(args, pipeline::run, |s: &pipeline::Summary| run_table(s, &out))
+        }
+        DataCommand::Run(RunArgs { job: args, shard: Some(share) }) => {
+            let run = |config: &pipeline::RecipeConfig, out: &Path| pipeline::run_share(config, out, share);
+            job(args, run, |s: &pipeline::ShareSummary| {
+                vec![
+                    ("shards", format!("{} of the run's {}", s.shards, s.of)),
+                    ("pages", format!("{}, {} of them cleaned now", s.pages, s.cleaned)),
+                    ("next", "when all processes have ended, the same command without --shard".into()),
+                ]
+            })
         }
         DataCommand::Tokenizer(args) => job(args, tokenizer::run, |s: &tokenizer::Summary| {
             vec![

@@ -1,4 +1,4 @@
-//! Fetches models from Hugging Face and ModelScope, once.
+//! Fetches models from Hugging Face and ModelScope, and data sets from these and OpenDataLab, once.
 //!
 //! A model is named by an address ([`Address`]); its files are listed ([`listing`](mod@listing)),
 //! those that inference needs are downloaded ([`download`]) into the directory of one immutable
@@ -11,13 +11,16 @@
 //! CACHE/huggingface/ORG--NAME/refs/main        the commit a branch stood at
 //! ```
 
+mod dataset;
 mod download;
 mod listing;
+
+pub use dataset::{Dataset, DatasetFile, list_dataset};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use intern_format::atomic::write_atomic;
 use intern_progress::Progress;
 
@@ -31,9 +34,26 @@ pub enum Site {
     HuggingFace,
     /// <https://modelscope.cn>.
     ModelScope,
+    /// <https://opendatalab.com>, served by OpenXLab; data sets only.
+    OpenDataLab,
 }
 
-/// A model at a hub: `hf:ORG/NAME[/FILE][@REVISION]` or `modelscope:…`.
+impl Site {
+    const ALL: [Self; 3] = [Self::HuggingFace, Self::ModelScope, Self::OpenDataLab];
+
+    /// How its addresses begin.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::HuggingFace => "hf:",
+            Self::ModelScope => "modelscope:",
+            Self::OpenDataLab => "opendatalab:",
+        }
+    }
+}
+
+/// A model or data set at a hub: `hf:ORG/NAME[/FILE][@REVISION]` or `modelscope:…`; data sets also
+/// `opendatalab:…`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
     /// Where.
@@ -52,10 +72,8 @@ impl Address {
     /// # Errors
     /// If what follows the name is no repository.
     pub fn parse(text: &str) -> Result<Option<Self>> {
-        let sites = [("hf:", Site::HuggingFace), ("modelscope:", Site::ModelScope)];
-        let Some((rest, site)) =
-            sites.iter().find_map(|(name, site)| Some((text.strip_prefix(name)?, *site)))
-        else {
+        let found = Site::ALL.into_iter().find_map(|site| Some((text.strip_prefix(site.prefix())?, site)));
+        let Some((rest, site)) = found else {
             return Ok(None);
         };
         let (path, revision) = match rest.split_once('@') {
@@ -72,7 +90,7 @@ impl Address {
             parts.len() >= 2
                 && parts.iter().all(|p| is_name(p))
                 && revision.as_deref().is_none_or(|r| !r.is_empty()),
-            "{text} is no address of a model\n\
+            "{text} is no address at a hub\n\
              hint: hf:ORG/NAME, hf:ORG/NAME/FILE.gguf or hf:ORG/NAME@REVISION, and the same with modelscope:"
         );
         let file = (parts.len() > 2).then(|| parts[2..].join("/"));
@@ -93,6 +111,10 @@ pub struct HubConfig {
     pub modelscope_endpoint: String,
     /// Token for private repositories there.
     pub modelscope_token: Option<String>,
+    /// Base URL of OpenXLab, which serves OpenDataLab.
+    pub opendatalab_endpoint: String,
+    /// Token for downloads there.
+    pub opendatalab_token: Option<String>,
 }
 
 impl HubConfig {
@@ -105,8 +127,22 @@ impl HubConfig {
             hf_token: None,
             modelscope_endpoint: "https://modelscope.cn".into(),
             modelscope_token: None,
+            opendatalab_endpoint: "https://openxlab.org.cn".into(),
+            opendatalab_token: None,
         }
     }
+
+    fn client(&self, site: Site) -> Client {
+        match site {
+            Site::HuggingFace => Client::new(&self.hf_endpoint, bearer(&self.hf_token)),
+            Site::ModelScope => Client::new(&self.modelscope_endpoint, bearer(&self.modelscope_token)),
+            Site::OpenDataLab => Client::new(&self.opendatalab_endpoint, self.opendatalab_token.clone()),
+        }
+    }
+}
+
+fn bearer(token: &Option<String>) -> Option<String> {
+    token.as_ref().map(|token| format!("Bearer {token}"))
 }
 
 /// Fetches what `address` names, as far as it is not there; the path of its directory, or of the
@@ -117,12 +153,18 @@ impl HubConfig {
 /// # Errors
 /// If the hub cannot be reached, has no such model or denies it, or a file does not match its checksum.
 pub fn fetch(address: &Address, config: &HubConfig) -> Result<PathBuf> {
-    let (name, endpoint, token) = match address.site {
-        Site::HuggingFace => ("huggingface", &config.hf_endpoint, &config.hf_token),
-        Site::ModelScope => ("modelscope", &config.modelscope_endpoint, &config.modelscope_token),
+    let name = match address.site {
+        Site::HuggingFace => "huggingface",
+        Site::ModelScope => "modelscope",
+        Site::OpenDataLab => bail!(
+            "{} holds data sets, not models\nhint: intern data get {}{}",
+            address.site.prefix(),
+            address.site.prefix(),
+            address.repository
+        ),
     };
     let home = config.cache.join(name).join(address.repository.replace('/', "--"));
-    let client = Client::new(endpoint, token.clone());
+    let client = config.client(address.site);
     let revision = address.revision.clone().unwrap_or_else(|| listing::main_branch(address.site).to_owned());
     let reference = home.join("refs").join(revision.replace('/', "--"));
     let listing = match listing::list(&client, address, &revision) {

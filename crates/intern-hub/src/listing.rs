@@ -22,6 +22,15 @@ pub(crate) enum Checksum {
     Sha256(String),
     /// Of a file in git itself: SHA-1 over `blob SIZE\0` and the bytes.
     GitBlob(String),
+    /// The hub tells none; the size has to do.
+    Unknown,
+}
+
+/// What a repository is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Model,
+    Dataset,
 }
 
 /// A repository's files.
@@ -37,6 +46,7 @@ pub(crate) fn main_branch(site: Site) -> &'static str {
     match site {
         Site::HuggingFace => "main",
         Site::ModelScope => "master",
+        Site::OpenDataLab => "main",
     }
 }
 
@@ -45,6 +55,7 @@ pub(crate) fn url(address: &Address, commit: &str, revision: &str, path: &str) -
     let repository = &address.repository;
     match address.site {
         Site::HuggingFace => format!("/{repository}/resolve/{commit}/{}", escape(path)),
+        Site::OpenDataLab => unreachable!("it has no models"),
         Site::ModelScope => format!(
             "/api/v1/models/{repository}/repo?Revision={}&FilePath={}",
             escape(revision),
@@ -54,7 +65,7 @@ pub(crate) fn url(address: &Address, commit: &str, revision: &str, path: &str) -
 }
 
 /// Percent-encodes what may not stand in a path; slashes stay.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let keeps = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b);
     text.bytes().map(|b| if keeps(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
@@ -62,9 +73,15 @@ fn escape(text: &str) -> String {
 /// The files of `address` at `revision`.
 pub(crate) fn list(client: &Client, address: &Address, revision: &str) -> Result<Listing> {
     let listing = match address.site {
-        Site::HuggingFace => list_hugging_face(client, &address.repository, revision)?,
+        Site::HuggingFace => list_hugging_face(client, Kind::Model, &address.repository, revision)?,
         Site::ModelScope => list_model_scope(client, &address.repository, revision)?,
+        Site::OpenDataLab => unreachable!("it has no models"),
     };
+    checked(listing, address)
+}
+
+/// Refuses what a hub should not say.
+pub(crate) fn checked(listing: Listing, address: &Address) -> Result<Listing> {
     let is_plain = |path: &str| {
         !path.contains('\\') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
     };
@@ -76,7 +93,12 @@ pub(crate) fn list(client: &Client, address: &Address, revision: &str) -> Result
     Ok(listing)
 }
 
-fn list_hugging_face(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
+pub(crate) fn list_hugging_face(
+    client: &Client,
+    kind: Kind,
+    repository: &str,
+    revision: &str,
+) -> Result<Listing> {
     #[derive(Deserialize)]
     struct Model {
         sha: String,
@@ -95,8 +117,9 @@ fn list_hugging_face(client: &Client, repository: &str, revision: &str) -> Resul
         sha256: String,
         size: u64,
     }
+    let kind = if kind == Kind::Model { "models" } else { "datasets" };
     let url =
-        format!("/api/models/{repository}/revision/{}?blobs=true", escape(revision).replace('/', "%2F"));
+        format!("/api/{kind}/{repository}/revision/{}?blobs=true", escape(revision).replace('/', "%2F"));
     let model: Model = client.json(&url)?;
     let file = |sibling: Sibling| {
         let path = sibling.rfilename;
@@ -138,22 +161,35 @@ fn list_model_scope(client: &Client, repository: &str, revision: &str) -> Result
     let data = answer
         .data
         .with_context(|| format!("{repository}: {}", answer.message.unwrap_or_else(|| "no files".into())))?;
-    let files: Vec<RemoteFile> = data
-        .files
-        .into_iter()
-        .filter(|entry| entry.kind == "blob")
-        .map(|entry| RemoteFile {
-            path: entry.path,
-            size: entry.size,
-            checksum: Checksum::Sha256(entry.sha256.to_lowercase()),
-        })
-        .collect();
-    // The hub does not name the state as a whole; its files do.
-    let mut hasher = blake3::Hasher::new();
-    for file in &files {
-        let Checksum::Sha256(sum) = &file.checksum else { continue };
-        ensure!(sum.len() == 64, "{repository}: the hub tells no checksum of {}", file.path);
-        hasher.update(format!("{}\0{sum}\0", file.path).as_bytes());
+    let files = data.files.into_iter().filter(|entry| entry.kind == "blob");
+    let files: Vec<RemoteFile> =
+        files.map(|entry| RemoteFile::with_sha256(entry.path, entry.size, &entry.sha256)).collect();
+    if let Some(file) = files.iter().find(|f| f.checksum == Checksum::Unknown) {
+        bail!("{repository}: the hub tells no checksum of {}", file.path);
     }
-    Ok(Listing { commit: hasher.finalize().to_hex()[..40].to_owned(), files })
+    Ok(Listing::named_by_files(files))
+}
+
+impl RemoteFile {
+    /// With the SHA-256 that a hub tells, or tells not.
+    pub fn with_sha256(path: String, size: u64, sum: &str) -> Self {
+        let is_sum = sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
+        let checksum = if is_sum { Checksum::Sha256(sum.to_lowercase()) } else { Checksum::Unknown };
+        Self { path, size, checksum }
+    }
+}
+
+impl Listing {
+    /// The listing of a hub that does not name the state as a whole: its files do.
+    pub fn named_by_files(files: Vec<RemoteFile>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for file in &files {
+            let sum = match &file.checksum {
+                Checksum::Sha256(sum) | Checksum::GitBlob(sum) => sum.clone(),
+                Checksum::Unknown => file.size.to_string(),
+            };
+            hasher.update(format!("{}\0{sum}\0", file.path).as_bytes());
+        }
+        Self { commit: hasher.finalize().to_hex()[..40].to_owned(), files }
+    }
 }

@@ -12,7 +12,7 @@ use axum::extract::{Path as Route, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use intern_hub::{Address, HubConfig, fetch};
+use intern_hub::{Address, HubConfig, fetch, list_dataset};
 
 /// What the server holds and what it saw.
 #[derive(Default)]
@@ -141,6 +141,48 @@ async fn ms_file(
     send(&hub, &query["FilePath"], &headers)
 }
 
+async fn ms_dataset() -> &'static str {
+    r#"{"Code":200,"Data":{"Id":77,"Type":1}}"#
+}
+
+/// A hundred entries on the first page, the files on the second.
+async fn ms_tree(State(hub): State<Arc<Hub>>, Query(query): Query<BTreeMap<String, String>>) -> String {
+    assert_eq!((query["Revision"].as_str(), query["Root"].as_str()), ("master", "/"));
+    let entries: Vec<String> = match query["PageNumber"].as_str() {
+        "1" => (0..100).map(|i| format!(r#"{{"Path":"d{i}","Type":"tree"}}"#)).collect(),
+        _ => hub
+            .files
+            .iter()
+            .map(|(name, bytes)| {
+                let sum = hex(&ring::digest::SHA256, bytes);
+                format!(r#"{{"Path":"{name}","Type":"blob","Size":{},"Sha256":"{sum}"}}"#, bytes.len())
+            })
+            .collect(),
+    };
+    format!(r#"{{"Code":200,"Data":{{"Files":[{}]}}}}"#, entries.join(","))
+}
+
+async fn odl_listing(State(hub): State<Arc<Hub>>, Query(query): Query<BTreeMap<String, String>>) -> String {
+    let (first, rest): (Vec<_>, Vec<_>) = hub.files.iter().partition(|(name, _)| name.starts_with('c'));
+    let files = if query.contains_key("after") { rest } else { first };
+    let entry = |(name, bytes): &(&&str, &Vec<u8>)| {
+        let sum = hex(&ring::digest::SHA256, bytes);
+        format!(r#"{{"path":"/{name}","size":{},"sha256":"{sum}","dataset_id":5}}"#, bytes.len())
+    };
+    let entries: Vec<String> = files.iter().map(entry).collect();
+    let next = if query.contains_key("after") { "" } else { r#","hasNext":true,"after":"c""# };
+    format!(r#"{{"data":{{"hasMediaFile":true,"list":[{}]{next}}}}}"#, entries.join(","))
+}
+
+/// Downloads need the token, as it is.
+async fn odl_file(State(hub): State<Arc<Hub>>, Route(path): Route<String>, headers: HeaderMap) -> Response {
+    if headers.get("authorization").is_none_or(|v| v != "jwt") {
+        return StatusCode::UNAUTHORIZED.into_response();
+    }
+    assert!(hub.files.contains_key(path.as_str()));
+    Redirect::temporary(&format!("/storage/{path}")).into_response()
+}
+
 /// A server with a model, and a configuration that leads to it.
 fn serve(cache: &Path) -> (Arc<Hub>, HubConfig) {
     let files = [
@@ -158,6 +200,13 @@ fn serve(cache: &Path) -> (Arc<Hub>, HubConfig) {
         .route("/storage/{*path}", get(storage))
         .route("/api/v1/models/{org}/{name}/repo/files", get(ms_listing))
         .route("/api/v1/models/{org}/{name}/repo", get(ms_file))
+        .route("/api/datasets/{org}/{name}/revision/{revision}", get(hf_listing))
+        .route("/datasets/{org}/{name}/resolve/{commit}/{*path}", get(hf_file))
+        .route("/api/v1/datasets/{org}/{name}", get(ms_dataset))
+        .route("/api/v1/datasets/77/repo/tree", get(ms_tree))
+        .route("/api/v1/datasets/{org}/{name}/repo", get(ms_file))
+        .route("/datasets/api/v2/datasets/org,name/r/main", get(odl_listing))
+        .route("/datasets/resolve/5/main/{*path}", get(odl_file))
         .with_state(hub.clone());
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -169,8 +218,12 @@ fn serve(cache: &Path) -> (Arc<Hub>, HubConfig) {
             axum::serve(listener, router).await.unwrap();
         });
     });
-    let config =
-        HubConfig { hf_endpoint: endpoint.clone(), modelscope_endpoint: endpoint, ..HubConfig::new(cache) };
+    let config = HubConfig {
+        hf_endpoint: endpoint.clone(),
+        modelscope_endpoint: endpoint.clone(),
+        opendatalab_endpoint: endpoint,
+        ..HubConfig::new(cache)
+    };
     (hub, config)
 }
 
@@ -183,6 +236,48 @@ fn names(dir: &Path) -> Vec<String> {
         std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[test]
+fn data_sets_come_from_every_hub() {
+    intern_progress::set_silent(true);
+    for prefix in ["hf", "modelscope", "opendatalab"] {
+        let cache = tempfile::tempdir().unwrap();
+        let (hub, mut config) = serve(cache.path());
+        config.opendatalab_token = Some("jwt".into());
+        let out = cache.path().join("out");
+        let dataset = list_dataset(&address(&format!("{prefix}:org/name")), &config).unwrap();
+        let files = dataset.files();
+        assert_eq!(
+            files.iter().map(|f| f.size).sum::<u64>(),
+            hub.files.values().map(|b| b.len() as u64).sum::<u64>()
+        );
+        // The connection breaks twice; what arrived stays.
+        *hub.breaks.lock().unwrap() = vec![5000, 100_000];
+        dataset.fetch(&files, &out).unwrap();
+        for (name, bytes) in &hub.files {
+            assert!(std::fs::read(out.join(name)).unwrap() == *bytes, "{prefix}: {name}");
+        }
+        assert!(hub.starts.lock().unwrap().contains(&105_000) || prefix != "hf");
+        let before = hub.downloads.load(SeqCst);
+        dataset.fetch(&files, &out).unwrap();
+        assert_eq!(hub.downloads.load(SeqCst), before, "{prefix}: nothing is fetched twice");
+
+        let part = list_dataset(&address(&format!("{prefix}:org/name/q")), &config).unwrap().files();
+        assert_eq!(part.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["q/tiny.gguf"]);
+        hub.is_wrong.store(true, SeqCst);
+        std::fs::remove_file(out.join("config.json")).unwrap();
+        let error = format!("{:#}", dataset.fetch(&files, &out).unwrap_err());
+        assert!(error.contains("config.json") && error.contains("checksum"), "{error}");
+        assert!(!out.join("config.json").exists());
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let (_, config) = serve(cache.path());
+    let dataset = list_dataset(&address("opendatalab:org/name"), &config).unwrap();
+    let error = format!("{:#}", dataset.fetch(&dataset.files(), cache.path()).unwrap_err());
+    assert!(error.contains("OPENXLAB_TOKEN"), "{error}");
+    let error = fetch(&address("opendatalab:org/name"), &config).unwrap_err().to_string();
+    assert!(error.contains("data sets, not models"), "{error}");
 }
 
 #[test]
@@ -238,7 +333,7 @@ fn what_is_wrong_is_said() {
     let (hub, mut config) = serve(cache.path());
     let error = |text: &str, config: &HubConfig| format!("{:#}", fetch(&address(text), config).unwrap_err());
     let message = error("hf:org/name@v9", &config);
-    assert!(message.contains("404") && message.contains("hint: check the model's name"), "{message}");
+    assert!(message.contains("404") && message.contains("hint: check the name"), "{message}");
     let message = error("hf:org/name/none.gguf", &config);
     assert!(message.contains("has no file none.gguf") && message.contains("q/tiny.gguf"), "{message}");
     hub.is_wrong.store(true, SeqCst);

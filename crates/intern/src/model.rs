@@ -42,7 +42,14 @@ pub fn hub_name(model: &Path) -> Result<Option<String>> {
 /// `HF_ENDPOINT`, `HF_TOKEN`, `MODELSCOPE_ENDPOINT` and `MODELSCOPE_API_TOKEN` are the hubs' own
 /// variables; models are kept below `INTERN_CACHE`, else the user's cache directory.
 pub fn local(model: &Path) -> Result<PathBuf> {
-    let Some(address) = address(model)? else { return Ok(model.to_path_buf()) };
+    match address(model)? {
+        None => Ok(model.to_path_buf()),
+        Some(address) => intern_hub::fetch(&address, &hub_config()?),
+    }
+}
+
+/// The hubs as the environment describes them.
+pub fn hub_config() -> Result<HubConfig> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let cache = variable("INTERN_CACHE")
         .or_else(|| Some(variable("XDG_CACHE_HOME")? + "/intern"))
@@ -59,7 +66,11 @@ pub fn local(model: &Path) -> Result<PathBuf> {
     if let Some(endpoint) = variable("MODELSCOPE_ENDPOINT") {
         config.modelscope_endpoint = endpoint;
     }
-    intern_hub::fetch(&address, &config)
+    config.opendatalab_token = variable("OPENXLAB_TOKEN");
+    if let Some(endpoint) = variable("OPENXLAB_ENDPOINT") {
+        config.opendatalab_endpoint = endpoint;
+    }
+    Ok(config)
 }
 
 /// Takes `model`, `adapter` and `engine` out of a step's settings and opens the model.

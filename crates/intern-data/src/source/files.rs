@@ -79,7 +79,7 @@ fn walk(dir: &Path, prefix: &str, files: &mut Vec<FileRef>) -> Result<()> {
 }
 
 /// Whether `name` fits `pattern`: `?` one character, `*` any within a part, `**` any parts.
-fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches(pattern: &str, name: &str) -> bool {
     let pattern: Vec<char> = pattern.chars().collect();
     let name: Vec<char> = name.chars().collect();
     // reachable[j]: the pattern so far can end before name[j].

@@ -32,6 +32,17 @@ enum DataCommand {
   intern data run configs/data/crawl.toml --out runs/crawl --shard 2/8   # one of eight jobs; then without
   intern data show runs/rust-docs --dropped")]
     Run(RunArgs),
+    /// Fetches a data set from Hugging Face, ModelScope or OpenDataLab.
+    ///
+    /// Broken downloads go on where they stopped, files are checked against the hub's checksums, and
+    /// what is there whole is not fetched again. HF_TOKEN, MODELSCOPE_API_TOKEN and OPENXLAB_TOKEN
+    /// open what is private; HF_ENDPOINT, MODELSCOPE_ENDPOINT and OPENXLAB_ENDPOINT name mirrors.
+    #[command(after_help = "Examples:
+  intern data get hf:allenai/c4 --list
+  intern data get hf:allenai/c4 --include 'en/c4-validation*' --out runs/c4
+  intern data get modelscope:ORG/NAME@v1.0 --include '**/*.parquet' --exclude '**/test*' --out runs/set
+  intern data get opendatalab:OpenDataLab/NAME/raw --out runs/raw")]
+    Get(super::data_get::GetArgs),
     /// Trains a byte-level BPE tokenizer on documents.
     #[command(after_help = "Examples:
   intern data tokenizer configs/data/tokenizer.toml --out runs/tokenizer
@@ -189,6 +200,7 @@ pub fn run(args: DataArgs) -> Result<()> {
                 ]
             })
         }
+        DataCommand::Get(args) => super::data_get::run(&args),
         DataCommand::Tokenizer(args) => job(args, tokenizer::run, |s: &tokenizer::Summary| {
             vec![
                 ("vocabulary", format!("{} tokens", s.vocab_size)),

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod config_docs;
 pub mod data;
 mod data_compare;
+mod data_get;
 mod data_tools;
 pub mod eval;
 pub mod help;

@@ -113,7 +113,7 @@ impl Bench {
                 loss: losses.iter().sum::<f64>() / tokens,
                 wall_s,
                 cpu_s: cpu.elapsed().as_secs_f64(),
-                peak_mb: peak_mb(),
+                peak_mb: crate::memory::peak_mb(),
                 passes_s,
                 update_s: wall_s - passes_s,
                 tokens_per_second: tokens / wall_s,
@@ -121,12 +121,4 @@ impl Bench {
         }
         Ok(())
     }
-}
-
-/// Largest resident size in MB, from Linux's `/proc`; 0 elsewhere.
-#[must_use]
-pub fn peak_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
 }

@@ -12,6 +12,7 @@ use intern_model::{Architecture, ModelConfig};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
+use crate::guard::GuardConfig;
 use crate::schedule::{Schedule, ScheduleConfig};
 
 /// One pretraining run, complete.
@@ -69,6 +70,13 @@ pub struct TrainConfig {
     /// How the learning rate moves.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// Which updates are left out.
+    #[serde(default)]
+    pub guard: GuardConfig,
+    /// Operations per second a rank could make at best; then the metrics tell which share of it a
+    /// step reached (`mfu`), counting 6 per parameter and token, attention, and nothing twice.
+    #[serde(default)]
+    pub peak_flops: Option<f64>,
     /// How the work is shared out. Neither `data` nor `pipeline` nor `zero` changes a bit of the
     /// result; a run may continue under other ones.
     #[serde(default)]
@@ -267,6 +275,10 @@ pub struct Plan {
     pub precision: Precision,
     /// Factor of the squared log-partition.
     pub z_loss: f64,
+    /// Which updates are left out.
+    pub guard: GuardConfig,
+    /// Operations per second of a rank at best.
+    pub peak_flops: Option<f64>,
     /// Each rank has the moments of its share of the weights only.
     pub zero: bool,
 }
@@ -323,6 +335,8 @@ impl Plan {
             recompute: 0.0,
             precision: Precision::F32,
             z_loss: 0.0,
+            guard: GuardConfig::default(),
+            peak_flops: None,
             zero: true,
         })
     }
@@ -366,6 +380,12 @@ impl TrainConfig {
                 self.batch_size
             );
         }
+        ensure!(
+            self.guard.z >= 0.0 && self.guard.window > 0,
+            "guard: z {}, window {}; expected at least 0 and at least 1",
+            self.guard.z,
+            self.guard.window
+        );
         let zero = self.parallel.zero;
         ensure!(
             zero.is_none_or(|z| z <= 1),
@@ -387,6 +407,8 @@ impl TrainConfig {
             recompute: self.recompute,
             precision: self.precision,
             z_loss: self.z_loss,
+            guard: self.guard.clone(),
+            peak_flops: self.peak_flops,
             zero: zero != Some(0),
             ..plan
         })

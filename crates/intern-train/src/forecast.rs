@@ -201,7 +201,7 @@ impl Forecast {
 }
 
 /// Operations per token, of a forward and a backward pass.
-fn flops_per_token(model: &ModelConfig, seq_len: usize, recompute: f64) -> f64 {
+pub(crate) fn flops_per_token(model: &ModelConfig, seq_len: usize, recompute: f64) -> f64 {
     let parameters = model.num_parameters() as f64;
     let embedding = (model.vocab_size * model.hidden_size) as f64;
     // A tied embedding is the head too, which is multiplied with.

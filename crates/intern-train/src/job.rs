@@ -17,10 +17,10 @@ use serde_json::Value;
 use crate::state;
 
 /// Settings that change what is kept and seen, but no weight.
-const INCIDENTAL: [&str; 6] =
-    ["eval_every", "save_every", "keep_last", "micro_batch", "recompute", "parallel"];
+const INCIDENTAL: [&str; 7] =
+    ["eval_every", "save_every", "keep_last", "micro_batch", "recompute", "parallel", "peak_flops"];
 /// What a run writes, apart from its metrics.
-const OUTPUTS: [&str; 3] = ["checkpoint", "adapter", "trainer"];
+const OUTPUTS: [&str; 4] = ["checkpoint", "adapter", "trainer", "diverged"];
 
 /// One training command with its output directory.
 pub struct Job {

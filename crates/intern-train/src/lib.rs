@@ -9,6 +9,7 @@ pub mod bench;
 pub mod config;
 pub mod data;
 pub mod forecast;
+pub mod guard;
 pub mod interrupt;
 pub mod job;
 pub mod lanes;
@@ -22,6 +23,7 @@ pub mod pretrain;
 pub mod schedule;
 pub mod shuffle;
 pub mod state;
+pub mod timer;
 pub mod trainer;
 
 pub use config::{OptimizerConfig, Plan, TrainConfig};

@@ -25,3 +25,21 @@ pub fn keep_freed_blocks() {
         }
     }
 }
+
+/// Largest resident size of this process so far in MB, from Linux's `/proc`; 0 elsewhere.
+#[must_use]
+pub fn peak_mb() -> u64 {
+    of_process("VmHWM:")
+}
+
+/// Resident size of this process in MB; 0 where the system does not tell.
+#[must_use]
+pub fn resident_mb() -> u64 {
+    of_process("VmRSS:")
+}
+
+fn of_process(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix(field));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
+}

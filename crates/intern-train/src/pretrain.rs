@@ -21,6 +21,7 @@ use crate::job::Job;
 use crate::mesh::{Mesh, Shape};
 use crate::params::Params;
 use crate::state;
+use crate::timer::Trace;
 use crate::trainer::Trainer;
 
 /// What a run came to; printed by the command and kept in `provenance.json`.
@@ -50,14 +51,27 @@ pub struct Summary {
 /// If a setting, the tokenizer or the data is unusable, or if the run diverges or is
 /// interrupted; the same call then continues from the last saved state.
 pub fn run(config: &TrainConfig, out: &Path) -> Result<Summary> {
-    run_until(config, out, None)
+    run_with(config, out, &Options::default())
 }
 
-/// [`run`], ending as if interrupted after update `stop_after`.
-pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> Result<Summary> {
+/// What does not concern what a run computes.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// End as if interrupted after this update.
+    pub stop_after: Option<u64>,
+    /// Write what the steps spent their time on there, as a trace for Chrome's viewer; ranks but the
+    /// first add their number to the name.
+    pub profile: Option<PathBuf>,
+}
+
+/// [`run`] with options.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(config: &TrainConfig, out: &Path, options: &Options) -> Result<Summary> {
     if let Some(comm) = intern_comm::world()? {
         let shape = Shape::resolve(&config.parallel, Some(comm.size()))?;
-        let result = run_rank(config, out, stop_after, &Mesh::new(&comm, shape));
+        let result = run_rank(config, out, options, &Mesh::new(&comm, shape));
         if let Err(error) = &result
             && interrupt::exit_code().is_none()
         {
@@ -67,12 +81,12 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
     }
     let shape = Shape::resolve(&config.parallel, None)?;
     match shape.size() {
-        1 => run_rank(config, out, stop_after, &Mesh::new(&Comm::alone(), shape)),
+        1 => run_rank(config, out, options, &Mesh::new(&Comm::alone(), shape)),
         ranks => {
             let threads = (rayon::current_num_threads() / ranks).max(1);
             let summaries = intern_comm::threads::run(ranks, |comm| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-                pool.install(|| run_rank(config, out, stop_after, &Mesh::new(comm, shape)))
+                pool.install(|| run_rank(config, out, options, &Mesh::new(comm, shape)))
             })?;
             Ok(summaries.into_iter().next().expect("at least two ranks"))
         }
@@ -80,7 +94,7 @@ pub fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> R
 }
 
 /// What one of the ranks does; rank 0 writes `out`.
-fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, mesh: &Mesh) -> Result<Summary> {
+fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) -> Result<Summary> {
     let comm = mesh.world;
     let plan = config.plan()?;
     let tokenizer_path = config.tokenizer_path()?;
@@ -121,8 +135,16 @@ fn run_rank(config: &TrainConfig, out: &Path, stop_after: Option<u64>, mesh: &Me
     let parameters = whole.num_parameters();
 
     let mut trainer = Trainer::on(mesh, &model, whole.clone(), params, &plan, &job)?;
-    trainer.stop_after = stop_after;
-    let outcome = trainer.train("train", &source, &valid)?;
+    trainer.stop_after = options.stop_after;
+    trainer.trace = options.profile.is_some().then(|| Trace::new(comm.rank()));
+    let outcome = trainer.train("train", &source, &valid);
+    if let (Some(trace), Some(path)) = (&trainer.trace, &options.profile) {
+        match comm.rank() {
+            0 => trace.write(path)?,
+            rank => trace.write(&path.with_added_extension(format!("rank-{rank}")))?,
+        }
+    }
+    let outcome = outcome?;
     drop(trainer);
 
     let checkpoint = out.join("checkpoint");

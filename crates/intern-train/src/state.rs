@@ -15,6 +15,7 @@ use intern_format::safetensors::{self, DType, SafetensorsFile};
 use intern_model::part::Piece;
 use serde::{Deserialize, Serialize};
 
+use crate::guard::Guard;
 use crate::optimizer::AdamW;
 use crate::params::Params;
 
@@ -29,6 +30,9 @@ pub struct State {
     pub step: u64,
     /// Tokens read.
     pub tokens: u64,
+    /// What the guard has seen.
+    #[serde(default, skip_serializing_if = "Guard::is_empty")]
+    pub guard: Guard,
     /// Hash of the settings and inputs the run depends on.
     pub fingerprint: String,
 }
@@ -37,7 +41,13 @@ impl State {
     /// The state before the first update.
     #[must_use]
     pub fn start(fingerprint: &str) -> Self {
-        Self { version: VERSION, step: 0, tokens: 0, fingerprint: fingerprint.to_string() }
+        Self {
+            version: VERSION,
+            step: 0,
+            tokens: 0,
+            guard: Guard::default(),
+            fingerprint: fingerprint.to_string(),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use intern_tokenizer::Tokenizer;
 use intern_tokenizer::train::{BpeConfig, train_bpe};
 use intern_train::TrainConfig;
 use intern_train::forecast::Forecast;
-use intern_train::pretrain::{run, run_until};
+use intern_train::pretrain::{Options, Summary, run, run_with};
 use serde_json::{Value, json};
 
 /// A tokenizer and the shards `train` and `valid` of sentences with some structure.
@@ -51,10 +51,16 @@ fn config(dir: &Path, patch: Value) -> TrainConfig {
     serde_json::from_value(config).unwrap()
 }
 
+/// A run that ends after an update, as if interrupted.
+fn run_until(config: &TrainConfig, out: &Path, stop_after: Option<u64>) -> anyhow::Result<Summary> {
+    run_with(config, out, &Options { stop_after, ..Options::default() })
+}
+
 fn without_times(out: &Path) -> Vec<Value> {
     let rows = metrics::read(out).unwrap();
     let kept = rows.into_iter().map(|mut row| {
-        row.retain(|k, _| !["time", "tokens_per_second", "sent_bytes"].contains(&k.as_str()));
+        let varies = ["time", "tokens_per_second", "sent_bytes", "memory_mb"];
+        row.retain(|k, _| !varies.contains(&k.as_str()) && !k.starts_with("seconds_"));
         Value::Object(row)
     });
     kept.collect()
@@ -267,6 +273,40 @@ fn a_diverging_run_names_the_step() {
     let wild = json!({"optimizer": {"lr": 1e30}, "schedule": {}});
     let error = format!("{:#}", run(&config(dir.path(), wild), &dir.path().join("out")).unwrap_err());
     assert!(error.contains("of step ") && error.contains("hint: lower optimizer.lr"), "{error}");
+    // The sequences of the step are there to be looked at.
+    let written = std::fs::read_dir(dir.path().join("out/diverged")).unwrap().next().unwrap().unwrap().path();
+    assert!(error.contains(&written.display().to_string()), "{error}");
+    let lines = std::fs::read_to_string(written).unwrap();
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((rows.len(), rows[0]["tokens"].as_array().unwrap().len()), (8, 32));
+}
+
+/// A guard that skips much makes the same run on one rank and on several, interrupted and not.
+#[test]
+fn what_the_guard_skips_depends_on_the_values_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let patch = |parallel: Value| {
+        let guard = json!({"z": 0.1, "warmup": 3, "window": 8, "patience": 100});
+        config(
+            dir.path(),
+            json!({"steps": 40, "guard": guard, "parallel": parallel, "optimizer": {"lr": 0.05}}),
+        )
+    };
+    let (straight, moved) = (dir.path().join("straight"), dir.path().join("moved"));
+    run(&patch(json!({})), &straight).unwrap();
+    let skipped = without_times(&straight).iter().filter(|row| row.get("skipped").is_some()).count();
+    assert!((1..30).contains(&skipped), "{skipped}");
+    let trace = dir.path().join("trace.json");
+    let options = Options { stop_after: Some(11), profile: Some(trace.clone()) };
+    run_with(&patch(json!({"data": 2})), &moved, &options).unwrap_err();
+    let events: Value = intern_format::atomic::read_json(&trace).unwrap();
+    assert!(events["traceEvents"].as_array().unwrap().len() >= 11 * 4);
+    run(&patch(json!({"pipeline": 2})), &moved).unwrap();
+    assert_eq!(without_times(&moved), without_times(&straight));
+    for part in ["checkpoint", "trainer"] {
+        assert_eq!(hash_path(&moved.join(part)).unwrap(), hash_path(&straight.join(part)).unwrap(), "{part}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use intern_model::backprop::{Backprop, Settings, Workspace};
 use intern_model::{Batch, Transformer};
 use intern_train::config::PlanArgs;
 use intern_train::params::{Gradients, Params};
+use intern_train::timer::Timer;
 use intern_train::{Job, OptimizerConfig, Plan, ScheduleConfig, Trainer};
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ fn losses_equal_those_of_torch() {
     let mut trainer = Trainer::new(&model, params, &plan, &job).unwrap();
     for (i, step) in steps.iter().enumerate() {
         let batches: Vec<Batch> = step["passes"].as_array().unwrap().iter().map(batch).collect();
-        let stats = trainer.step(&batches).unwrap();
+        let stats = trainer.step(&batches, &mut Timer::new()).unwrap();
         let check = |what: &str, ours: f64, relative: f64| {
             let theirs = step[what].as_f64().unwrap();
             assert!((ours - theirs).abs() <= relative * theirs, "update {i}: {what} {ours}, not {theirs}");

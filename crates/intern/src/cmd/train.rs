@@ -12,7 +12,7 @@ use intern_train::bench::Bench;
 use intern_train::config::Precision;
 use intern_train::forecast::{Forecast, Memory, Traffic};
 use intern_train::predict::{DEVICES, Prediction};
-use intern_train::pretrain::{self, Summary};
+use intern_train::pretrain::{self, Options, Summary};
 use intern_train::{TrainConfig, job};
 
 /// Arguments of `intern train`.
@@ -69,6 +69,9 @@ struct RunArgs {
     /// With --dry-run: also tell how fast it would be on devices of this kind.
     #[arg(long, requires = "dry_run", value_parser = PossibleValuesParser::new(DEVICES.map(|d| d.name)))]
     device: Option<String>,
+    /// Write what the steps spent their time on, as a trace for chrome://tracing or ui.perfetto.dev.
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    profile: Option<PathBuf>,
     /// Print the result as JSON.
     #[arg(long)]
     json: bool,
@@ -159,7 +162,8 @@ fn train(args: &RunArgs) -> Result<()> {
     if args.resume {
         must_continue(&pretrain::job(&config, &args.out)?)?;
     }
-    let summary = pretrain::run(&config, &args.out)?;
+    let options = Options { profile: args.profile.clone(), ..Options::default() };
+    let summary = pretrain::run_with(&config, &args.out, &options)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {

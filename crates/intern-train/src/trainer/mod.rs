@@ -11,7 +11,6 @@
 //! optimizer's moments (ZeRO-1): gradients are summed onto the rank that owns their weights, which
 //! updates them, and the new weights are given to all. Rank 0 writes every file.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
@@ -21,21 +20,25 @@ use intern_comm::{Comm, Op, even_cuts};
 use intern_format::metrics::{self, MetricsWriter};
 use intern_kernels::train::fixed;
 use intern_model::backprop::{Backprop, Settings};
-use intern_model::{Batch, ModelConfig, Part, Transformer, weights};
+use intern_model::{Batch, ModelConfig, Transformer};
 use intern_progress::{Progress, human};
 
 use crate::config::Plan;
 use crate::data::BatchSource;
+use crate::forecast::flops_per_token;
 use crate::interrupt;
 use crate::job::Job;
 use crate::lanes::Lanes;
 use crate::memory;
 use crate::mesh::{Mesh, Shape};
 use crate::optimizer::{AdamW, clip};
-use crate::params::{Gradients, Param, Params};
+use crate::params::{Gradients, Params};
 use crate::pipeline::Pipeline;
-use crate::state::{self, Saved, State};
+use crate::state::{self, State};
+use crate::timer::{Timer, Trace};
 use rayon::prelude::*;
+
+mod saving;
 
 /// The loss of a sequence is rounded to this many bits after the point before it is summed.
 const LOSS_BITS: i32 = 32;
@@ -58,6 +61,8 @@ pub struct Trainer<'a> {
     trainer_dir: PathBuf,
     /// End as if interrupted once this many updates are made; for trying out resumption.
     pub stop_after: Option<u64>,
+    /// Collects what every step spent its time on.
+    pub trace: Option<Trace>,
 }
 
 /// A range of the flat parameters, which several ranks have, and this rank's share of its updates.
@@ -81,6 +86,8 @@ pub struct StepStats {
     pub tokens: usize,
     /// Targets that counted.
     pub targets: usize,
+    /// The guard left the update out.
+    pub skipped: bool,
 }
 
 /// The figures of a whole run.
@@ -172,6 +179,7 @@ impl<'a> Trainer<'a> {
             out: job.out().to_path_buf(),
             trainer_dir,
             stop_after: None,
+            trace: None,
         })
     }
 
@@ -190,9 +198,10 @@ impl<'a> Trainer<'a> {
             self.log(&[("valid_loss", loss)])?;
         }
         while self.state.step < self.plan.steps {
-            let (begin, sent) = (Instant::now(), self.sent());
+            let (begin, sent, mut timer) = (Instant::now(), self.sent(), Timer::new());
             let batch = self.batch(source)?;
-            let stats = self.step(std::slice::from_ref(&batch))?;
+            timer.lap("data");
+            let stats = self.step(std::slice::from_ref(&batch), &mut timer)?;
             let mut row = vec![
                 ("loss", stats.loss),
                 ("lr", stats.lr),
@@ -200,7 +209,16 @@ impl<'a> Trainer<'a> {
                 ("tokens", self.state.tokens as f64),
                 ("targets", stats.targets as f64),
                 ("tokens_per_second", stats.tokens as f64 / begin.elapsed().as_secs_f64()),
+                ("memory_mb", memory::resident_mb() as f64),
             ];
+            if stats.skipped {
+                row.push(("skipped", 1.0));
+            }
+            if let Some(peak) = self.plan.peak_flops {
+                let per_token = flops_per_token(&self.whole, batch.t, 0.0);
+                let reached = stats.tokens as f64 * per_token / begin.elapsed().as_secs_f64();
+                row.push(("mfu", reached / (peak * self.mesh.world.size() as f64)));
+            }
             if self.mesh.world.size() > 1 {
                 row.push(("sent_bytes", (self.sent() - sent) as f64));
             }
@@ -208,11 +226,17 @@ impl<'a> Trainer<'a> {
                 let loss = self.evaluate(valid)?;
                 valid_loss = Some(loss);
                 row.push(("valid_loss", loss));
+                timer.lap("valid");
             }
+            row.extend(timer.seconds());
             self.log(&row)?;
             let stop = self.any(guard.requested() || self.stop_after == Some(self.state.step))?;
             if self.saves() || stop {
                 self.save()?;
+                timer.lap("save");
+            }
+            if let Some(trace) = &mut self.trace {
+                trace.add(self.state.step, &timer);
             }
             let rate = (self.state.tokens - start.1) as f64 / start.0.elapsed().as_secs_f64();
             if let Some(progress) = &progress {
@@ -265,7 +289,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Forward, backward and update over `batches`, this rank's sequences of the update.
-    pub fn step(&mut self, batches: &[Batch]) -> Result<StepStats> {
+    pub fn step(&mut self, batches: &[Batch], timer: &mut Timer) -> Result<StepStats> {
         let step = self.state.step + 1;
         let mut totals = [
             batches.iter().map(Batch::num_targets).sum::<usize>() as i64,
@@ -296,11 +320,13 @@ impl<'a> Trainer<'a> {
                 .map(|losses| losses.concat()),
         };
         let losses = losses.with_context(|| format!("step {step}"))?;
+        timer.lap("passes");
         let sum = self.sum_losses(&losses)?;
         let mut bounds = self.gradients.sums.bounds();
         self.mesh.stage.all_reduce(&mut bounds, Op::Sum)?;
         let fit = !self.any(!fixed::fit(&bounds))?;
-        let Some(sum) = sum.filter(|_| fit) else { return Err(self.diverged()) };
+        let Some(sum) = sum.filter(|_| fit) else { return Err(self.diverged(&rows, &losses)) };
+        timer.lap("exchange");
 
         // 2. Every rank gets the sums of its share of the weights, or of all.
         let unit = self.gradients.sums.unit();
@@ -325,17 +351,25 @@ impl<'a> Trainer<'a> {
         let grad_norm = squares.iter().sum::<f64>().sqrt() * f64::from(unit) / count;
 
         // 3. Update the own share, and give it to all.
-        let lr = self.plan.optimizer.lr * self.plan.schedule.factor(step - 1);
+        timer.lap("exchange");
+        let (loss, lr) = (sum / count, self.plan.optimizer.lr * self.plan.schedule.factor(step - 1));
+        let taken = self.state.guard.takes(&self.plan.guard, step, loss, grad_norm).map_err(|what| {
+            anyhow::anyhow!(
+                "step {step}: {what}\nhint: lower optimizer.lr, or raise guard.z or guard.patience"
+            )
+        })?;
         let scale = clip(grad_norm, self.plan.optimizer.grad_clip) / count;
-        for Share { ranks, cuts, optimizer } in &mut self.shares {
-            optimizer.step(&self.params, (sums, unit), step, lr, scale)?;
+        let made = step - self.state.guard.skipped;
+        for Share { ranks, cuts, optimizer } in self.shares.iter_mut().filter(|_| taken) {
+            optimizer.step(&self.params, (sums, unit), made, lr, scale)?;
             if self.plan.zero {
                 self.params.gather(ranks, cuts)?;
             }
         }
+        timer.lap("update");
         self.state.step = step;
         self.state.tokens += tokens as u64;
-        Ok(StepStats { loss: sum / count, grad_norm, lr, tokens, targets })
+        Ok(StepStats { loss, grad_norm, lr, tokens, targets, skipped: !taken })
     }
 
     /// Mean cross-entropy over the unmasked targets of `batches`, which every rank has whole.
@@ -401,98 +435,18 @@ impl<'a> Trainer<'a> {
         step == self.plan.steps || step.is_multiple_of(self.plan.save_every)
     }
 
-    fn save(&self) -> Result<()> {
-        let moments = self.moments()?;
-        let [mean, square] = [&moments[0], &moments[1]];
-        let values = |p: &Param| -> Result<[Cow<[f32]>; 3]> {
-            let range = p.offset..p.end();
-            Ok([Cow::Owned(p.to_vec()?), Cow::Borrowed(&mean[range.clone()]), Cow::Borrowed(&square[range])])
+    fn diverged(&self, rows: &[(&Batch, usize)], losses: &[f64]) -> anyhow::Error {
+        let written = match self.write_diverged(rows, losses) {
+            Ok(Some(path)) => format!("; its sequences are in {}", path.display()),
+            Ok(None) => String::new(),
+            Err(error) => format!("; its sequences could not be written: {error:#}"),
         };
-        let tensors = if self.mesh.shape.pipeline * self.mesh.shape.tensor == 1 {
-            let saved = |p: &Param| {
-                Ok(Saved { name: p.name.clone(), shape: p.piece.shape.clone(), values: values(p)? })
-            };
-            self.params.list().iter().map(saved).collect::<Result<_>>()?
-        } else {
-            self.collect(values)?
-        };
-        if self.mesh.world.rank() == 0 {
-            state::save(&self.trainer_dir, &self.state, &tensors)?;
-            if self.saves() {
-                state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Both moments of this rank's parameters, flat, from the ranks that share them.
-    fn moments(&self) -> Result<[Cow<'_, [f32]>; 2]> {
-        if let [Share { optimizer, .. }] = &self.shares[..]
-            && optimizer.range().len() == self.params.num_elements()
-        {
-            return Ok([Cow::Borrowed(&optimizer.mean), Cow::Borrowed(&optimizer.square)]);
-        }
-        let mut whole = [(); 2].map(|()| vec![0.0; self.params.num_elements()]);
-        for Share { ranks, cuts, optimizer } in &self.shares {
-            let (from, to) = (cuts[0], cuts[ranks.size()]);
-            let within: Vec<usize> = cuts.iter().map(|c| c - from).collect();
-            for (whole, own) in whole.iter_mut().zip([&optimizer.mean, &optimizer.square]) {
-                whole[optimizer.range()].copy_from_slice(own);
-                if self.plan.zero {
-                    ranks.all_gather(&mut whole[from..to], &within)?;
-                }
-            }
-        }
-        Ok(whole.map(Cow::Owned))
-    }
-
-    /// On rank 0 every tensor of the model, put together from the ranks that hold parts of it.
-    fn collect<'b>(&self, values: impl Fn(&Param) -> Result<[Cow<'b, [f32]>; 3]>) -> Result<Vec<Saved<'b>>> {
-        const TAG: u16 = u16::MAX;
-        let (mesh, layers) = (self.mesh, self.whole.num_layers);
-        let Shape { pipeline, interleave, data, context, tensor } = mesh.shape;
-        let mut tensors = Vec::new();
-        for (name, shape) in weights::tensor_shapes(&self.whole) {
-            let mut whole = [(); 3].map(|()| Vec::new());
-            for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
-                let part = Part::of_pipeline(layers, p, pipeline, interleave, t, tensor);
-                let Some(piece) = part.piece(&self.whole, &name) else { continue };
-                if piece.cut.is_none() && t > 0 {
-                    continue;
-                }
-                let from = p * data * context * tensor + t;
-                let held = match self.params.list().iter().find(|param| param.name == name) {
-                    Some(param) if mesh.world.rank() == from => Some(values(param)?),
-                    _ => None,
-                };
-                if mesh.world.rank() == 0 {
-                    for (i, whole) in whole.iter_mut().enumerate() {
-                        whole.resize(shape.iter().product(), 0.0);
-                        match &held {
-                            Some(held) => piece.put(&held[i], whole),
-                            None => {
-                                let mut held = vec![0.0; piece.held_shape().iter().product()];
-                                mesh.world.recv(from, TAG, &mut held)?;
-                                piece.put(&held, whole);
-                            }
-                        }
-                    }
-                } else if let Some(held) = held {
-                    held.iter().try_for_each(|values| mesh.world.send(0, TAG, values))?;
-                }
-            }
-            tensors.push(Saved { name, shape, values: whole.map(Cow::Owned) });
-        }
-        Ok(tensors)
-    }
-
-    fn diverged(&self) -> anyhow::Error {
         let saved = match state::list(&self.trainer_dir).ok().and_then(|mut l| l.pop()) {
             Some((_, dir)) => format!("the last good state is {}", dir.display()),
             None => "no state was saved yet".to_string(),
         };
         anyhow::anyhow!(
-            "the loss of step {} is no finite number, or its gradient is beyond all use; {saved}\n\
+            "the loss of step {} is no finite number, or its gradient is beyond all use{written}; {saved}\n\
              hint: lower optimizer.lr, raise schedule.warmup_steps or set optimizer.grad_clip; the same command \
              with the same settings comes to the same step",
             self.state.step + 1

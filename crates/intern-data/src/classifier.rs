@@ -1,5 +1,5 @@
 //! Text classifiers in fastText's format (Joulin et al., 2017): read anybody's, train our
-//! own with `intern data classifier train`.
+//! own with `intern data classifier train`. Directories of BERT's family are read too ([`Bert`]).
 //!
 //! A directory of ours holds `model.bin`, which fastText reads too, and `classifier.json`,
 //! which says how text is prepared before the model sees it. A bare `.bin` or `.ftz` gets
@@ -20,6 +20,7 @@ use intern_progress::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::bert::Bert;
 use crate::corpus;
 use crate::words::{Splitter, Words};
 
@@ -39,9 +40,13 @@ pub enum Prepare {
 
 /// A model in memory.
 pub struct Classifier {
-    model: FastText,
+    model: Model,
     labels: Vec<String>,
-    prepare: Prepare,
+}
+
+enum Model {
+    FastText(Box<FastText>, Prepare),
+    Bert(Box<Bert>),
 }
 
 /// `classifier.json`.
@@ -57,6 +62,10 @@ impl Classifier {
     /// # Errors
     /// If it is missing or no classifier.
     pub fn open(path: &Path) -> Result<Self> {
+        if Bert::is_here(path) {
+            let model = Bert::open(path)?;
+            return Ok(Self { labels: model.labels().to_vec(), model: Model::Bert(Box::new(model)) });
+        }
         let (file, prepare) = if path.is_dir() {
             let description: Description = read_json(&path.join("classifier.json")).with_context(|| {
                 format!(
@@ -79,7 +88,7 @@ impl Classifier {
         if labels.is_empty() {
             bail!("{}: the model has no labels\nhint: word vectors are no classifier", file.display());
         }
-        Ok(Self { model, labels, prepare })
+        Ok(Self { model: Model::FastText(Box::new(model), prepare), labels })
     }
 
     /// The labels, without `__label__`.
@@ -91,9 +100,22 @@ impl Classifier {
     /// The `k` likeliest labels with their probabilities.
     #[must_use]
     pub fn predict(&self, text: &str, k: usize) -> Vec<(String, f32)> {
-        let line = prepared(text, self.prepare);
-        let found = predict_line(&self.model, &line, k);
-        found.into_iter().map(|p| (p.label.trim_start_matches(PREFIX).to_string(), p.prob)).collect()
+        match &self.model {
+            Model::FastText(model, prepare) => {
+                let found = predict_line(model, &prepared(text, *prepare), k);
+                found.into_iter().map(|p| (p.label.trim_start_matches(PREFIX).to_string(), p.prob)).collect()
+            }
+            Model::Bert(model) => {
+                let probabilities = model.probabilities(text).unwrap_or_else(|e| {
+                    tracing::warn!("a text could not be classified: {e:#}");
+                    vec![0.0; self.labels.len()]
+                });
+                let mut found: Vec<_> = self.labels.iter().cloned().zip(probabilities).collect();
+                found.sort_by(|a, b| b.1.total_cmp(&a.1));
+                found.truncate(k);
+                found
+            }
+        }
     }
 
     /// The probability of `label`; 0 for a text without known words.

@@ -7,6 +7,7 @@
 //!
 //! Results depend on input and configuration only, never on threads, time or machine.
 
+pub mod bert;
 pub mod classifier;
 mod corpus;
 pub mod dedup;

@@ -1,5 +1,5 @@
 //! Labels documents with fastText classifiers (`.bin`, `.ftz`, or the directory of an
-//! `intern data classifier train`) and drops those with the wrong label: toxicity, adverts,
+//! `intern data classifier train`) or encoders of BERT's family (a Hugging Face directory) and drops those with the wrong label: toxicity, adverts,
 //! quality, topic.
 
 use std::path::PathBuf;
@@ -17,7 +17,8 @@ use crate::classifier::Classifier;
 pub struct ClassifyConfig {
     /// Name of its rules, and of the score in `meta`.
     pub name: String,
-    /// The model.
+    /// The model: a fastText file, the directory of a training, or a Hugging Face directory of BERT,
+    /// RoBERTa, XLM-R or DistilBERT.
     pub model: PathBuf,
     /// The label whose probability counts, without `__label__`.
     pub label: String,

@@ -27,8 +27,7 @@ use crate::extract;
 use crate::gold::{Gold, Score};
 use crate::hash::hash64;
 use crate::source::encoding::{self, Decoded};
-use crate::source::epub;
-use crate::source::{self, Body, Item, Raw, Shard};
+use crate::source::{self, Body, Item, Raw, Shard, epub, pdf};
 use crate::stage::{self, Candidate, Reason, Sheet, Stage};
 
 /// Pages and bytes in one batch.
@@ -290,11 +289,15 @@ impl Cleaner<'_> {
                 }
                 (Decoded { text: d.text, encoding: "UTF-8", errors: 0, mended_lines: 0 }, false)
             }
-            Body::Book => {
+            Body::Book { pdf } => {
                 // Pictures make books large; the limit is for the text.
                 let bytes = source::read_page(&path, 1 << 30)?;
                 let max = self.config.output.max_page_bytes;
-                let book = match epub::read(&bytes, self.config.extract.format, max) {
+                let book = match pdf {
+                    true => pdf::read(&bytes, max),
+                    false => epub::read(&bytes, self.config.extract.format, max),
+                };
+                let book = match book {
                     Ok(book) => book,
                     Err(e) => {
                         tracing::warn!("{}: {e:#}", path.display());
@@ -415,7 +418,7 @@ fn read_batch(items: &mut source::Items, limit: u64, info: &mut SegmentInfo) -> 
 
 fn size(raw: &Raw) -> u64 {
     match &raw.body {
-        Body::File { .. } | Body::Book => std::fs::metadata(&raw.path).map_or(0, |m| m.len()),
+        Body::File { .. } | Body::Book { .. } => std::fs::metadata(&raw.path).map_or(0, |m| m.len()),
         Body::Bytes { bytes, .. } => bytes.len() as u64,
         Body::Document(d) => d.text.len() as u64,
     }

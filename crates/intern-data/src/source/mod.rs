@@ -10,6 +10,7 @@ pub mod encoding;
 pub mod epub;
 pub mod files;
 pub mod http;
+pub mod pdf;
 pub mod warc;
 mod zip;
 
@@ -36,6 +37,8 @@ pub enum SourceKind {
     Csv,
     /// One document per electronic book.
     Epub,
+    /// One document per PDF file that holds text.
+    Pdf,
     /// One document per file.
     Text,
     /// One document per line.
@@ -119,6 +122,7 @@ impl SourceConfig {
             ],
             SourceKind::Csv => &[".csv", ".tsv"],
             SourceKind::Epub => &[".epub"],
+            SourceKind::Pdf => &[".pdf"],
             SourceKind::Text => &[".txt", ".text", ".md"],
             SourceKind::Jsonl => &[
                 ".jsonl",
@@ -138,7 +142,8 @@ impl SourceConfig {
     /// Whether every file is one page.
     #[must_use]
     pub fn is_page_per_file(&self) -> bool {
-        matches!(self.kind, SourceKind::Html | SourceKind::Text | SourceKind::RustcDocs | SourceKind::Epub)
+        use SourceKind::{Epub, Html, Pdf, RustcDocs, Text};
+        matches!(self.kind, Html | Text | RustcDocs | Epub | Pdf)
     }
 
     /// The source's files, and a note when there is something a reader should know.
@@ -226,7 +231,10 @@ pub struct Raw {
 #[derive(Debug)]
 pub enum Body {
     /// An electronic book, not read yet.
-    Book,
+    Book {
+        /// A PDF file, or EPUB.
+        pdf: bool,
+    },
     /// A whole file, not read yet.
     File {
         /// HTML, or plain text.
@@ -273,7 +281,8 @@ pub fn open(source: &SourceConfig, shard: &Shard, max_bytes: usize) -> Result<It
                 url: String::new(),
                 path: f.path,
                 body: match kind {
-                    SourceKind::Epub => Body::Book,
+                    SourceKind::Epub => Body::Book { pdf: false },
+                    SourceKind::Pdf => Body::Book { pdf: true },
                     kind => Body::File { html: kind != SourceKind::Text },
                 },
                 meta: Map::new(),

@@ -10,7 +10,7 @@ use intern_progress::Progress;
 use serde::{Deserialize, Serialize};
 
 use crate::download::Client;
-use crate::listing::{self, Kind, Listing, RemoteFile, escape};
+use crate::listing::{self, Answer, Entry, Kind, Listing, RemoteFile, Tree, escape};
 use crate::{Address, HubConfig, Site};
 
 /// Entries of a page of a listing.
@@ -125,36 +125,11 @@ impl Dataset {
 fn list_model_scope(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
-    struct Answer<T> {
-        data: Option<T>,
-        message: Option<String>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
     struct About {
         id: u64,
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Tree {
-        files: Vec<Entry>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        path: String,
-        #[serde(rename = "Type")]
-        kind: String,
-        #[serde(default)]
-        size: u64,
-        #[serde(default)]
-        sha256: String,
-    }
-    fn data<T>(answer: Answer<T>, repository: &str) -> Result<T> {
-        let why = answer.message.unwrap_or_else(|| "no answer".into());
-        answer.data.with_context(|| format!("{repository}: {why}"))
-    }
-    let about: About = data(client.json(&format!("/api/v1/datasets/{repository}"))?, repository)?;
+    let about: About =
+        client.json::<Answer<_>>(&format!("/api/v1/datasets/{repository}"))?.data(repository)?;
     let mut files = Vec::new();
     for page in 1..=MAX_PAGES {
         let url = format!(
@@ -162,10 +137,9 @@ fn list_model_scope(client: &Client, repository: &str, revision: &str) -> Result
             about.id,
             escape(revision)
         );
-        let tree: Tree = data(client.json(&url)?, repository)?;
+        let tree: Tree = client.json::<Answer<_>>(&url)?.data(repository)?;
         let entries = tree.files.len();
-        let blobs = tree.files.into_iter().filter(|entry| entry.kind != "tree");
-        files.extend(blobs.map(|e| RemoteFile::with_sha256(e.path, e.size, &e.sha256)));
+        files.extend(tree.files.into_iter().filter_map(Entry::file));
         if entries < PAGE {
             break;
         }

@@ -133,37 +133,53 @@ pub(crate) fn list_hugging_face(
     Ok(Listing { commit: model.sha, files: model.siblings.into_iter().map(file).collect::<Result<_>>()? })
 }
 
+/// ModelScope's answer to anything.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Answer<T> {
+    data: Option<T>,
+    message: Option<String>,
+}
+
+impl<T> Answer<T> {
+    /// What it is about, or ModelScope's reason for not saying.
+    pub fn data(self, repository: &str) -> Result<T> {
+        let why = self.message.unwrap_or_else(|| "the hub tells nothing".into());
+        self.data.with_context(|| format!("{repository}: {why}"))
+    }
+}
+
+/// ModelScope's list of files, or a page of it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Tree {
+    pub files: Vec<Entry>,
+}
+
+/// A file or directory there.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Entry {
+    path: String,
+    #[serde(rename = "Type")]
+    kind: String,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    sha256: String,
+}
+
+impl Entry {
+    /// The file; `None` for a directory.
+    pub fn file(self) -> Option<RemoteFile> {
+        (self.kind == "blob").then(|| RemoteFile::with_sha256(self.path, self.size, &self.sha256))
+    }
+}
+
 fn list_model_scope(client: &Client, repository: &str, revision: &str) -> Result<Listing> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Answer {
-        data: Option<Data>,
-        message: Option<String>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Data {
-        files: Vec<Entry>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Entry {
-        path: String,
-        #[serde(rename = "Type")]
-        kind: String,
-        #[serde(default)]
-        size: u64,
-        #[serde(default)]
-        sha256: String,
-    }
     let url = format!("/api/v1/models/{repository}/repo/files?Revision={}&Recursive=true", escape(revision));
-    let answer: Answer = client.json(&url)?;
-    let data = answer
-        .data
-        .with_context(|| format!("{repository}: {}", answer.message.unwrap_or_else(|| "no files".into())))?;
-    let files = data.files.into_iter().filter(|entry| entry.kind == "blob");
-    let files: Vec<RemoteFile> =
-        files.map(|entry| RemoteFile::with_sha256(entry.path, entry.size, &entry.sha256)).collect();
+    let tree: Tree = client.json::<Answer<_>>(&url)?.data(repository)?;
+    let files: Vec<RemoteFile> = tree.files.into_iter().filter_map(Entry::file).collect();
     if let Some(file) = files.iter().find(|f| f.checksum == Checksum::Unknown) {
         bail!("{repository}: the hub tells no checksum of {}", file.path);
     }

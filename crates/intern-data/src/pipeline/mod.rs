@@ -80,11 +80,7 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     let start = Instant::now();
     let stages = config.stages()?;
     let plan = plan::plan(config)?;
-    let identity = Identity {
-        version: env!("CARGO_PKG_VERSION").into(),
-        config: serde_json::to_value(config)?,
-        inputs: plan.inputs.clone(),
-    };
+    let identity = Identity::of(config, &plan)?;
     let work = out.join(format!("{TEMP_PREFIX}work"));
     if let Some(done) = finished(out, &identity)? {
         remove_dir(&work)?;
@@ -170,11 +166,7 @@ pub fn run_share(config: &RecipeConfig, out: &Path, share: Share) -> Result<Shar
     }
     let stages = config.stages()?;
     let plan = plan::plan(config)?;
-    let identity = Identity {
-        version: env!("CARGO_PKG_VERSION").into(),
-        config: serde_json::to_value(config)?,
-        inputs: plan.inputs.clone(),
-    };
+    let identity = Identity::of(config, &plan)?;
     let of = plan.shards.len();
     let shards = (share.number - 1..of).step_by(share.of).count();
     if let Some(done) = finished(out, &identity)? {

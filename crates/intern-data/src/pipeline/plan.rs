@@ -37,6 +37,20 @@ pub struct Identity {
     pub inputs: BTreeMap<String, String>,
 }
 
+impl Identity {
+    /// Of the run of `config` that `plan` describes.
+    ///
+    /// # Errors
+    /// If the configuration cannot be written as JSON.
+    pub fn of(config: &RecipeConfig, plan: &Plan) -> Result<Self> {
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            config: serde_json::to_value(config)?,
+            inputs: plan.inputs.clone(),
+        })
+    }
+}
+
 /// Lists and hashes the sources of `config`.
 ///
 /// # Errors

@@ -356,6 +356,21 @@ fn every_deduplication() -> Value {
 }
 
 #[test]
+fn what_a_late_kill_leaves_is_cleared() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = corpus(dir.path());
+    let out = dir.path().join("out");
+    pipeline::run(&config, &out).unwrap();
+    let whole = files(&out);
+    // Killed between its last record and the end of its work.
+    fs::create_dir(out.join(".tmp-work")).unwrap();
+    fs::write(out.join(".tmp-work/identity.json"), "{}").unwrap();
+    fs::write(out.join(".tmp-prepare"), "").unwrap();
+    assert!(pipeline::run(&config, &out).unwrap().up_to_date);
+    assert_eq!(whole.keys().collect::<Vec<_>>(), files(&out).keys().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_stopped_run_continues_from_its_markers() {
     let dir = tempfile::tempdir().unwrap();
     let config = corpus(dir.path());

@@ -47,6 +47,8 @@ use signatures::Signatures;
 use work::{Cleaner, Segment, SegmentFiles, read_part};
 
 const COMMAND: &str = "data run";
+/// Locked by the process that makes the output directory ready.
+const PREPARE: &str = ".tmp-prepare";
 
 /// What a run gave.
 #[derive(Clone, Debug, Serialize)]
@@ -83,7 +85,8 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     let identity = Identity::of(config, &plan)?;
     let work = out.join(format!("{TEMP_PREFIX}work"));
     if let Some(done) = finished(out, &identity)? {
-        remove_dir(&work)?;
+        // A run killed right after its last write leaves these.
+        clear_work(out, &work)?;
         return summary(&done.counts, 0, start, true);
     }
     prepare(out, &work, &identity)?;
@@ -104,8 +107,7 @@ pub fn run(config: &RecipeConfig, out: &Path) -> Result<Summary> {
     write_atomic(&out.join("report.html"), report.html().as_bytes())?;
     let provenance = record(&identity, out, &stats)?;
     provenance::write(out, &provenance)?;
-    remove_dir(&work)?;
-    let _ = fs::remove_file(out.join(format!("{TEMP_PREFIX}prepare")));
+    clear_work(out, &work)?;
     summary(&provenance.counts, cleaned, start, false)
 }
 
@@ -235,7 +237,7 @@ fn finished(out: &Path, identity: &Identity) -> Result<Option<Provenance>> {
 fn prepare(out: &Path, work: &Path, identity: &Identity) -> Result<()> {
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     // Processes of a job array start together; one makes it ready.
-    let name = out.join(format!("{TEMP_PREFIX}prepare"));
+    let name = out.join(PREPARE);
     let lock = File::create(&name).with_context(|| format!("cannot create {}", name.display()))?;
     lock.lock().with_context(|| format!("cannot lock {}", name.display()))?;
     let path = work.join("identity.json");
@@ -248,16 +250,26 @@ fn prepare(out: &Path, work: &Path, identity: &Identity) -> Result<()> {
         remove_dir(&dir)?;
     }
     for file in ["report.json", "report.html"] {
-        match fs::remove_file(out.join(file)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("cannot remove {}", out.join(file).display()));
-            }
-            _ => {}
-        }
+        remove_file(&out.join(file))?;
     }
     fs::create_dir_all(out.join("documents"))?;
     write_json(&path, identity)?;
     Ok(())
+}
+
+/// Removes what a finished run needs no more.
+fn clear_work(out: &Path, work: &Path) -> Result<()> {
+    remove_dir(work)?;
+    remove_file(&out.join(PREPARE))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove_dir(dir: &Path) -> Result<()> {

@@ -5,16 +5,15 @@
 //! `truncation=True`; so its probabilities do not depend on what is judged beside it. Texts are
 //! judged on one thread each, many at once by the pipeline.
 
-use std::f32::consts::FRAC_1_SQRT_2;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use intern_format::atomic::read_json;
-use intern_format::safetensors::SafetensorsFile;
-use intern_kernels::train::gemm::{Into, View, ViewMut, matmul_here};
 use intern_tokenizer::Tokenizer;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::dense::{Linear, Matrix, Norm, Weights, add, attention, gelu, softmax};
 
 /// A model in memory.
 pub struct Bert {
@@ -45,23 +44,6 @@ struct Layer {
     up: Linear,
     down: Linear,
     norm: Norm,
-}
-
-/// `(rows, columns)`.
-struct Matrix {
-    data: Vec<f32>,
-    rows: usize,
-    columns: usize,
-}
-
-struct Linear {
-    weight: Matrix,
-    bias: Vec<f32>,
-}
-
-struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
 }
 
 /// The keys of `config.json` that matter, under BERT's and DistilBERT's names.
@@ -166,25 +148,9 @@ impl Bert {
             dir.display(),
             config.hidden_act
         );
-        let file = SafetensorsFile::open(&dir.join("model.safetensors"))?;
-        let floats = |name: &str| Ok::<_, anyhow::Error>(file.tensor(name)?.to_f32());
-        let matrix = |name: &str| {
-            let view = file.tensor(name)?;
-            ensure!(view.shape.len() == 2, "{}: {name} has shape {:?}", dir.display(), view.shape);
-            Ok(Matrix { data: view.to_f32(), rows: view.shape[0], columns: view.shape[1] })
-        };
-        let linear = |name: &str| {
-            let linear =
-                Linear { weight: matrix(&format!("{name}.weight"))?, bias: floats(&format!("{name}.bias"))? };
-            ensure!(linear.bias.len() == linear.weight.rows, "{}: {name}.bias", dir.display());
-            Ok(linear)
-        };
-        let norm = |name: &str| {
-            Ok::<_, anyhow::Error>(Norm {
-                weight: floats(&format!("{name}.weight"))?,
-                bias: floats(&format!("{name}.bias"))?,
-            })
-        };
+        let weights = Weights::open(dir)?;
+        let (floats, matrix) = (|name: &str| weights.floats(name), |name: &str| weights.matrix(name));
+        let (linear, norm) = (|name: &str| weights.linear(name), |name: &str| weights.norm(name));
         let base = |name: &str| format!("{}.{name}", names.base);
         let layer = |i: usize| {
             let at = |name: &str| format!("{}.{}.{i}.{name}", names.base, names.layer);
@@ -273,92 +239,21 @@ impl Bert {
             let position = self.positions.row(self.first_position + i);
             x.extend(word.iter().zip(position).zip(&self.segment).map(|((w, p), s)| w + p + s));
         }
-        self.normalize(&self.norm, &mut x);
+        self.norm.apply(self.eps, &mut x);
         for layer in &self.layers {
-            let y = layer.out.apply(&self.attention(layer, &x, n), n);
+            let y = layer.out.apply(&attention(&layer.qkv, self.heads, &x, n, false), n);
             add(&mut x, &y);
-            self.normalize(&layer.attention_norm, &mut x);
+            layer.attention_norm.apply(self.eps, &mut x);
             let mut h = layer.up.apply(&x, n);
             h.iter_mut().for_each(|h| *h = gelu(*h));
             let y = layer.down.apply(&h, n);
             add(&mut x, &y);
-            self.normalize(&layer.norm, &mut x);
+            layer.norm.apply(self.eps, &mut x);
         }
         let mut first = self.head[0].apply(&x[..c], 1);
         first.iter_mut().for_each(|x| *x = (self.head_act)(*x));
         Ok(self.head[1].apply(&first, 1))
     }
-
-    /// Every token's view of all, `(N, C)`.
-    fn attention(&self, layer: &Layer, x: &[f32], n: usize) -> Vec<f32> {
-        let c = self.words.columns;
-        let d = c / self.heads;
-        let [q, k, v] = [0, 1, 2].map(|i| layer.qkv[i].apply(x, n));
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut out = vec![0.0; n * c];
-        let (mut scores, mut part) = (vec![0.0; n * n], vec![0.0; n * d]);
-        for head in 0..self.heads {
-            let of_head = |m: &'_ [f32]| -> Vec<f32> {
-                m.chunks_exact(c).flat_map(|row| &row[head * d..(head + 1) * d]).copied().collect()
-            };
-            let (q, k, v) = (of_head(&q), of_head(&k), of_head(&v));
-            let into = ViewMut::new(&mut scores, n, n);
-            matmul_here(into, Into::Overwrite, scale, View::new(&q, n, d), View::new(&k, n, d).t());
-            scores.chunks_exact_mut(n).for_each(softmax);
-            let into = ViewMut::new(&mut part, n, d);
-            matmul_here(into, Into::Overwrite, 1.0, View::new(&scores, n, n), View::new(&v, n, d));
-            for (row, part) in out.chunks_exact_mut(c).zip(part.chunks_exact(d)) {
-                row[head * d..(head + 1) * d].copy_from_slice(part);
-            }
-        }
-        out
-    }
-
-    /// LayerNorm of every row.
-    fn normalize(&self, norm: &Norm, x: &mut [f32]) {
-        let c = norm.weight.len();
-        for row in x.chunks_exact_mut(c) {
-            let mean = row.iter().sum::<f32>() / c as f32;
-            let variance = row.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / c as f32;
-            let scale = 1.0 / (variance + self.eps).sqrt();
-            for ((x, w), b) in row.iter_mut().zip(&norm.weight).zip(&norm.bias) {
-                *x = (*x - mean) * scale * w + b;
-            }
-        }
-    }
-}
-
-impl Matrix {
-    fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.columns..(i + 1) * self.columns]
-    }
-}
-
-impl Linear {
-    /// `(N, in)` to `(N, out)`.
-    fn apply(&self, x: &[f32], n: usize) -> Vec<f32> {
-        let (out, input) = (self.weight.rows, self.weight.columns);
-        let mut y: Vec<f32> = self.bias.iter().copied().cycle().take(n * out).collect();
-        let weight = View::new(&self.weight.data, out, input).t();
-        matmul_here(ViewMut::new(&mut y, n, out), Into::Add, 1.0, View::new(x, n, input), weight);
-        y
-    }
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
-fn softmax(x: &mut [f32]) {
-    let top = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    x.iter_mut().for_each(|x| *x = (*x - top).exp());
-    let sum: f32 = x.iter().sum();
-    x.iter_mut().for_each(|x| *x /= sum);
-}
-
-/// `x Φ(x)`, with the error function itself, not its approximation by tanh.
-fn gelu(x: f32) -> f32 {
-    0.5 * x * (1.0 + libm::erff(x * FRAC_1_SQRT_2))
 }
 
 #[cfg(test)]

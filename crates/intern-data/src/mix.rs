@@ -11,9 +11,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use intern_format::atomic::{TEMP_PREFIX, read_json, write_json};
+use intern_format::atomic::{read_json, write_json};
 use intern_format::document::{Document, DocumentWriter};
-use intern_format::provenance;
 use intern_kernels::rng::{Rng, mix};
 use intern_progress::Progress;
 use rayon::prelude::*;
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::corpus;
+use crate::job::Job;
 
 const COMMAND: &str = "data mix";
 
@@ -101,31 +101,13 @@ pub fn run(config: &MixConfig, out: &Path) -> Result<Summary> {
     let all: Vec<Vec<PathBuf>> =
         config.source.iter().map(|s| corpus::files(&s.documents)).collect::<Result<_>>()?;
     let inputs = corpus::hashes(config.source.iter().flat_map(|s| &s.documents))?;
-    let identity = json!({"version": env!("CARGO_PKG_VERSION"), "config": config, "inputs": inputs});
-    let work = out.join(format!("{TEMP_PREFIX}work"));
-    if let Some(p) = provenance::read(out).ok().flatten()
-        && p.command == COMMAND
-        && json!({"version": p.version, "config": p.config, "inputs": p.inputs}) == identity
-    {
-        let mut summary: Summary = serde_json::from_value(json!(p.counts)).context("reading the record")?;
-        summary.up_to_date = true;
-        // A run killed at its very end leaves it.
-        if work.is_dir() {
-            fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
-        }
-        return Ok(summary);
+    let job = Job::new(out, COMMAND, config, inputs)?;
+    if let Some(counts) = job.finished()? {
+        let summary: Summary = serde_json::from_value(json!(counts)).context("reading the record")?;
+        return Ok(Summary { up_to_date: true, ..summary });
     }
-    let same = read_json::<Value>(&work.join("identity.json")).is_ok_and(|i| i == identity);
-    if !same {
-        provenance::clear(out)?;
-        for dir in [work.clone(), out.join("documents")] {
-            if dir.is_dir() {
-                fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-            }
-            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        }
-        write_json(&work.join("identity.json"), &identity)?;
-    }
+    let work = job.prepare(&["documents"])?.to_path_buf();
+    fs::create_dir_all(out.join("documents")).with_context(|| format!("cannot create {}", out.display()))?;
     let scattered = work.join("scattered.json");
     let (summary, buckets): (Summary, usize) = match scattered.is_file() {
         true => read_json(&scattered)?,
@@ -142,13 +124,7 @@ pub fn run(config: &MixConfig, out: &Path) -> Result<Summary> {
         anyhow::Ok(())
     })?;
     progress.finish();
-    let counts = match serde_json::to_value(&summary)? {
-        Value::Object(map) => map,
-        _ => serde_json::Map::new(),
-    };
-    let counts = counts.iter().map(|(name, n)| (name.as_str(), n.clone()));
-    corpus::record(out, COMMAND, config, inputs, "documents", counts)?;
-    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))?;
+    job.finish(&["documents"], &summary)?;
     Ok(summary)
 }
 

@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use intern_format::atomic::{TEMP_PREFIX, read_json, write_json};
-use intern_format::provenance::{self, Provenance};
-use intern_format::shards::{DType, ShardWriter, TokenShard, paths};
+use intern_format::atomic::{read_json, write_json};
+use intern_format::shards::{DType, ShardWriter, TokenShard};
 use intern_progress::Progress;
 use intern_tokenizer::Tokenizer;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::job::Job;
 use crate::{corpus, hash};
 
 const COMMAND: &str = "data tokenize";
@@ -71,20 +71,13 @@ pub fn run(config: &TokenizeConfig, out: &Path) -> Result<Summary> {
     }
     let start = Instant::now();
     let files = corpus::files(&config.documents)?;
-    let mut record = Provenance {
-        command: COMMAND.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        config: serde_json::to_value(config)?,
-        inputs: corpus::hashes(config.documents.iter().chain([&config.tokenizer]))?,
-        ..Provenance::default()
-    };
-    let work = out.join(format!("{TEMP_PREFIX}work"));
-    if let Some(done) = finished(out, &record)? {
-        remove_dir(&work)?;
-        let counts = serde_json::to_value(done.counts)?;
+    let inputs = corpus::hashes(config.documents.iter().chain([&config.tokenizer]))?;
+    let job = Job::new(out, COMMAND, config, inputs)?;
+    if let Some(counts) = job.finished()? {
+        let counts = serde_json::to_value(counts)?;
         return Ok(Summary { up_to_date: true, ..serde_json::from_value(counts)? });
     }
-    prepare(out, &work, &record)?;
+    let work = job.prepare(&["train.idx", "train.bin", "valid.idx", "valid.bin"])?.to_path_buf();
 
     let tokenizer = Tokenizer::from_path(&config.tokenizer)
         .with_context(|| format!("cannot load the tokenizer {}", config.tokenizer.display()))?;
@@ -118,63 +111,13 @@ pub fn run(config: &TokenizeConfig, out: &Path) -> Result<Summary> {
         join(&work, files.len(), "valid", &out.join("valid"), encoder.dtype)?;
     }
 
-    let Value::Object(counts) = serde_json::to_value(&summary)? else {
+    let Value::Object(mut counts) = serde_json::to_value(&summary)? else {
         unreachable!("a struct is an object")
     };
-    record.counts = counts.into_iter().filter(|(_, v)| v.is_u64()).collect();
-    for name in ["train", "valid"] {
-        let (bin, _) = paths(&out.join(name));
-        if bin.is_file() {
-            record.outputs.insert(format!("{name}.bin"), provenance::hash_path(&bin)?);
-        }
-    }
-    provenance::write(out, &record)?;
-    remove_dir(&work)?;
+    counts.retain(|_, v| v.is_u64());
+    job.finish(&["train.bin", "valid.bin"], &counts)?;
     summary.tokens_per_second = encoded as f64 / start.elapsed().as_secs_f64().max(1e-9);
     Ok(summary)
-}
-
-fn finished(out: &Path, record: &Provenance) -> Result<Option<Provenance>> {
-    if !out.is_dir() {
-        return Ok(None);
-    }
-    Ok(provenance::read(out)?.filter(|p| same(p, record)))
-}
-
-fn same(a: &Provenance, b: &Provenance) -> bool {
-    (&a.command, &a.version, &a.config, &a.inputs) == (&b.command, &b.version, &b.config, &b.inputs)
-}
-
-/// Keeps the parts of an interrupted run like this one, clears anything else of ours.
-fn prepare(out: &Path, work: &Path, record: &Provenance) -> Result<()> {
-    let identity = work.join("identity.json");
-    if identity.is_file() && read_json::<Provenance>(&identity).is_ok_and(|p| same(&p, record)) {
-        return Ok(());
-    }
-    std::fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    provenance::clear(out)?;
-    remove_dir(work)?;
-    for name in ["train", "valid"] {
-        let (bin, idx) = paths(&out.join(name));
-        for file in [idx, bin] {
-            match std::fs::remove_file(&file) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(e).with_context(|| format!("cannot remove {}", file.display()));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(write_json(&identity, record)?)
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("cannot remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 struct Encoder<'a> {

@@ -19,10 +19,15 @@ pub fn page(report: &Report) -> String {
     rules(report, &mut body);
     body.push_str("<h2>Kept documents</h2>\n");
     report.kept.iter().for_each(|s| sample(s, &mut body));
+    document("What became of the pages", &body)
+}
+
+/// A whole page with this body.
+pub fn document(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>What became of the pages</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
     )
 }
 
@@ -39,7 +44,7 @@ fn summary(report: &Report, out: &mut String) {
 }
 
 /// Bars from all pages down to the kept ones; the part each stage dropped is lighter.
-fn funnel(steps: &[Step], out: &mut String) {
+pub fn funnel(steps: &[Step], out: &mut String) {
     const ROW: usize = 34;
     let all = steps.first().map_or(1, |s| s.documents).max(1);
     out.push_str("<h2>Funnel</h2>\n");
@@ -177,7 +182,7 @@ fn sample(s: &Sample, out: &mut String) {
     );
 }
 
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, out: &mut String) {
+pub fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, out: &mut String) {
     let cell = |i: usize, text: &str, tag: &str| {
         let class = if i > 0 { " class=\"n\"" } else { "" };
         format!("<{tag}{class}>{}</{tag}>", escape(text))
@@ -192,7 +197,7 @@ fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>, out: &mut Strin
 }
 
 /// `1234567` → `1,234,567`.
-fn grouped(n: u64) -> String {
+pub fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -217,7 +222,7 @@ fn percent(part: u64, whole: u64) -> f64 {
     100.0 * part as f64 / whole.max(1) as f64
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -253,6 +258,9 @@ details { border-bottom: 1px solid var(--line); padding: .4rem 0; } summary .n {
 .sample { border-left: 3px solid var(--line); padding: .1rem .8rem; margin: .6rem 0; font-size: .85rem; color: var(--soft); }
 .sample pre { margin: .2rem 0; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--ink);
   font: 13px/1.45 ui-monospace, monospace; max-height: 14rem; overflow-y: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem; }
+figure { margin: 0; } figure img { max-width: 100%; border-radius: 3px; display: block; }
+figcaption { color: var(--soft); font-size: .72rem; line-height: 1.3; margin-top: .2rem; }
 ";
 
 #[cfg(test)]

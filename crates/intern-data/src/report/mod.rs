@@ -4,7 +4,9 @@
 //! it dropped and samples to judge it by. Without times or machine names, so that equal
 //! runs give equal reports. `html` draws it.
 
-mod html;
+pub(crate) mod html;
+
+pub(crate) use html::grouped;
 
 use serde::Serialize;
 

@@ -31,6 +31,9 @@ pub fn print() -> Result<()> {
         "data tokenize",
         "configs/data/tokenize.toml",
     )?;
+    section::<intern_data::mix::MixConfig>(&mut out, "data mix", "configs/data/mix.toml")?;
+    section::<intern_data::images::ImagesConfig>(&mut out, "data images", "configs/data/images.toml")?;
+    section::<intern_data::video::VideoConfig>(&mut out, "data video", "configs/data/video.toml")?;
     section::<intern_data::synth::SynthConfig>(&mut out, "data synth", "configs/data/synth.toml")?;
     section::<intern_train::TrainConfig>(&mut out, "train run", "configs/train/small-llama.toml")?;
     section::<intern_tune::TuneConfig>(&mut out, "tune run", "configs/tune/tiny-lora.toml")?;

@@ -110,6 +110,25 @@ enum DataCommand {
   intern data mix configs/data/mix.toml --out runs/mix
   intern data mix configs/data/mix.toml --out runs/mix --set seed=2 --set characters=1000000000")]
     Mix(JobArgs),
+    /// Checks pictures and their texts, takes out copies, and writes WebDataset shards.
+    ///
+    /// Reads picture files, WebDataset tar files and interleaved documents. Writes OUT/shards,
+    /// OUT/dropped.jsonl (why each sample is left out), OUT/report.json and OUT/report.html with
+    /// pictures of each rule. Killed at any moment, the same command goes on.
+    #[command(after_help = "Examples:
+  intern data images configs/data/images.toml --out runs/images
+  intern data images configs/data/images.toml --out runs/images --set dedup.max_distance=8
+  intern data images configs/data/images.toml --out runs/images --set clip.model=models/clip --set clip.min_similarity=0.28")]
+    Images(JobArgs),
+    /// Takes metadata, key frames and subtitles out of videos, with an installed ffmpeg.
+    ///
+    /// Writes OUT/shards, WebDataset tar files of interleaved documents (frames, and between them what
+    /// is said by the subtitles beside the file), and OUT/dropped.jsonl. `intern data images` takes
+    /// them from there: checks, near copies, CLIP.
+    #[command(after_help = "Examples:
+  intern data video configs/data/video.toml --out runs/video
+  intern data video configs/data/video.toml --out runs/video --set frames=every --set seconds=5")]
+    Video(JobArgs),
     /// Trains and applies text classifiers in fastText's format.
     Classifier(super::data_tools::ClassifierArgs),
     /// Writes MinHash signatures and the documents to remove, in datatrove's files.
@@ -230,6 +249,8 @@ pub fn run(args: DataArgs) -> Result<()> {
         DataCommand::Seek(args) => super::data_tools::seek(args),
         DataCommand::Gap(args) => super::data_tools::gap(&args),
         DataCommand::Mix(args) => super::data_tools::mix(args),
+        DataCommand::Images(args) => super::data_tools::images(args),
+        DataCommand::Video(args) => super::data_tools::video(args),
         DataCommand::Classifier(args) => super::data_tools::classifier(args),
         DataCommand::Signatures(args) => super::data_tools::signatures(&args),
         DataCommand::Extract(args) => super::data_compare::extract(&args),

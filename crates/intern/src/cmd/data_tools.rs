@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use intern_data::{classifier, diff, gap, mix, pii, seek, signatures, why};
+use intern_data::{classifier, diff, gap, images, mix, pii, seek, signatures, video, why};
 use intern_progress::human;
 
 use super::data::{JobArgs, job};
@@ -237,6 +237,49 @@ pub fn mix(args: JobArgs) -> Result<()> {
                     share.documents, share.epochs
                 ),
             ));
+        }
+        rows
+    })
+}
+
+/// Runs `intern data images`.
+///
+/// # Errors
+/// Whatever the job fails with.
+pub fn images(args: JobArgs) -> Result<()> {
+    let out = args.out.clone();
+    job(args, images::run, |s: &images::Summary| {
+        let mut rows = vec![
+            ("read".to_string(), format!("{} samples, {} pictures", s.samples, s.images)),
+            (
+                "kept".into(),
+                format!("{} samples, {} pictures, in {} shards", s.kept, s.kept_images, s.shards),
+            ),
+        ];
+        rows.extend(s.dropped.iter().map(|(rule, n)| (rule.clone(), format!("{n} samples dropped"))));
+        rows.extend(s.taken_out.iter().map(|(rule, n)| (rule.clone(), format!("{n} pictures taken out"))));
+        rows.push(match s.up_to_date {
+            true => (String::new(), "already up to date".into()),
+            false => ("speed".into(), format!("{} pictures/s", human(s.images_per_second.round()))),
+        });
+        rows.push(("report".into(), out.join("report.html").display().to_string()));
+        rows
+    })
+}
+
+/// Runs `intern data video`.
+///
+/// # Errors
+/// Whatever the job fails with.
+pub fn video(args: JobArgs) -> Result<()> {
+    job(args, video::run, |s: &video::Summary| {
+        let mut rows = vec![
+            ("read".to_string(), format!("{} videos, {} hours", s.videos, human(s.seconds / 3600.0))),
+            ("kept".into(), format!("{} videos, {} frames, in {} shards", s.kept, s.frames, s.shards)),
+        ];
+        rows.extend(s.dropped.iter().map(|(rule, n)| (rule.clone(), format!("{n} videos dropped"))));
+        if s.up_to_date {
+            rows.push((String::new(), "already up to date".into()));
         }
         rows
     })

@@ -8,6 +8,7 @@
 mod blocks;
 mod dom;
 mod hints;
+mod interleave;
 mod json_ld;
 mod meta;
 mod phrases;
@@ -21,6 +22,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+pub use interleave::{Part, interleave};
 pub use render::Format;
 
 use crate::source::{self, encoding};
@@ -107,15 +109,15 @@ const MAX_PAGE: usize = 8 << 20;
 /// Pages extracted at once.
 const CHUNK: usize = 64;
 
-/// Extracts the pages of `paths` (HTML files, directories of them, patterns) on all cores,
-/// and calls `each` with path, encoding and result of every one, in order.
+/// Extracts the pages of `paths` (HTML files, directories of them, patterns) on all cores by
+/// `extract`, and calls `each` with path, encoding and result of every one, in order.
 ///
 /// # Errors
 /// If a path is missing or a page unreadable, or whatever `each` fails with.
-pub fn files(
+pub fn files<T: Send>(
     paths: &[PathBuf],
-    config: &ExtractConfig,
-    mut each: impl FnMut(&Path, &str, Extracted) -> Result<()>,
+    extract: impl Fn(&str) -> T + Sync,
+    mut each: impl FnMut(&Path, &str, T) -> Result<()>,
 ) -> Result<()> {
     let mut pages = Vec::new();
     for path in paths {
@@ -126,7 +128,7 @@ pub fn files(
             .par_iter()
             .map(|file| {
                 let decoded = encoding::decode(&source::read_page(&file.path, MAX_PAGE)?, None, true);
-                Ok((decoded.encoding, extract(&decoded.text, config)))
+                Ok((decoded.encoding, extract(&decoded.text)))
             })
             .collect::<Result<_>>()?;
         for (file, (encoding, page)) in chunk.iter().zip(done) {

@@ -76,7 +76,8 @@ enum DataCommand {
     #[command(after_help = "Examples:
   intern data extract page.html
   intern data extract pages/ --mode recall --json > texts.jsonl
-  intern data extract 'crawl/**/*.html' --mode precision --markdown")]
+  intern data extract 'crawl/**/*.html' --mode precision --markdown
+  intern data extract pages/ --interleaved > pages/documents.jsonl   # with pictures, for data images")]
     Extract(super::data_compare::ExtractArgs),
     /// Tells why a run kept or dropped a document: every value, every limit, the copy kept instead.
     #[command(after_help = "Examples:
@@ -154,7 +155,7 @@ pub struct JobArgs {
     config: PathBuf,
     /// Directory to write.
     #[arg(long)]
-    out: PathBuf,
+    pub out: PathBuf,
     /// Overrides a setting. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,

@@ -52,18 +52,20 @@ fn ci(full: bool) -> Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     step("tidy", || tidy::run(&root()))?;
     // With an MPI library at hand, its ranks are tested too.
-    let mpi: &[&str] = match Command::new("mpicc").arg("--version").output() {
-        Ok(found) if found.status.success() => &["--features", "intern/mpi"],
+    let features: &[&str] = match Command::new("mpicc").arg("--version").output() {
+        Ok(found) if found.status.success() => &["--features", "intern/s3,intern/mpi"],
         _ => {
             eprintln!("no mpicc: ranks under mpirun are not tested");
-            &[]
+            &["--features", "intern/s3"]
         }
     };
     step("lints", || {
         let (lint, deny) = (["clippy", "--workspace", "--all-targets", "--quiet"], ["--", "-D", "warnings"]);
-        cargo(&[&lint[..], mpi, &deny[..]].concat(), &[])
+        cargo(&[&lint[..], features, &deny[..]].concat(), &[])
     })?;
-    step("tests", || cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"][..], mpi].concat(), slow))
+    step("tests", || {
+        cargo(&[&["nextest", "run", "--workspace", "--no-fail-fast"][..], features].concat(), slow)
+    })
 }
 
 fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -27,8 +27,13 @@ const LEVELS: &[(&str, u32)] = &[
 ];
 
 /// Where features may be asked for.
-const FEATURES_IN: &[&str] =
-    &["crates/intern-kernels/", "crates/intern-comm/", "crates/intern-model/src/device.rs"];
+const FEATURES_IN: &[&str] = &[
+    "crates/intern-kernels/",
+    "crates/intern-comm/",
+    "crates/intern-model/src/device.rs",
+    "crates/intern-hub/src/remote.rs",
+    "crates/intern-hub/tests/remote.rs",
+];
 
 /// No file is longer.
 const MAX_LINES: usize = 800;

@@ -13,6 +13,7 @@ use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use crate::listing::{Checksum, RemoteFile};
+use crate::remote::State;
 
 /// Attempts in a row that bring nothing, before a file is given up.
 const ATTEMPTS: u32 = 5;
@@ -25,7 +26,7 @@ pub(crate) struct Unreachable(String);
 
 impl std::fmt::Display for Unreachable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}\nhint: check the connection; HF_ENDPOINT names a mirror", self.0)
+        write!(f, "{}\nhint: check the connection; for a hub, HF_ENDPOINT names a mirror", self.0)
     }
 }
 
@@ -85,6 +86,19 @@ impl Client {
             }
             _ => bail!("{url} answered {status}"),
         }
+    }
+
+    /// Size and state of the file at `url`, by its header alone.
+    pub fn state(&self, url: &str) -> Result<State> {
+        let response = self.agent.head(url).call().map_err(|e| Unreachable(format!("{url}: {e}")))?;
+        let status = response.status();
+        ensure!(status.is_success(), "{url} answered {status}\nhint: check the address");
+        let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
+        let size = header("content-length").and_then(|v| v.parse().ok());
+        let size = size
+            .with_context(|| format!("{url}: the server does not tell the size\nhint: fetch it yourself"))?;
+        let version = header("etag").or_else(|| header("last-modified")).unwrap_or_default();
+        Ok(State { size, version: version.into() })
     }
 
     /// `GET path` as JSON.

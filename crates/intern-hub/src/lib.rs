@@ -14,8 +14,10 @@
 mod dataset;
 mod download;
 mod listing;
+mod remote;
 
 pub use dataset::{Dataset, DatasetFile, list_dataset};
+pub use remote::{Input, cache_dir, fetch_inputs, is_remote};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -51,13 +51,7 @@ pub fn local(model: &Path) -> Result<PathBuf> {
 /// The hubs as the environment describes them.
 pub fn hub_config() -> Result<HubConfig> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let cache = variable("INTERN_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")? + "/intern"))
-        .or_else(|| Some(variable("HOME")? + "/.cache/intern"));
-    let Some(cache) = cache else {
-        bail!("there is no place for models\nhint: set INTERN_CACHE to a directory");
-    };
-    let mut config = HubConfig::new(&Path::new(&cache).join("hub"));
+    let mut config = HubConfig::new(&intern_hub::cache_dir()?.join("hub"));
     config.hf_token = variable("HF_TOKEN");
     config.modelscope_token = variable("MODELSCOPE_API_TOKEN");
     if let Some(endpoint) = variable("HF_ENDPOINT") {

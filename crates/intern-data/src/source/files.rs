@@ -1,5 +1,6 @@
 //! Paths in a recipe → files, in one order on every machine: a file, a directory
-//! (all files below it with fitting extensions), or a pattern with `*`, `?` and `**`.
+//! (all files below it with fitting extensions), or a pattern with `*`, `?` and `**`; also an
+//! `https://` file, or the like under `s3://BUCKET/`, which are fetched into the cache first.
 
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,21 @@ pub struct FileRef {
 pub fn list(path: &Path, extensions: &[&str]) -> Result<Vec<FileRef>> {
     let text = path.to_string_lossy();
     let mut files = Vec::new();
-    if path.is_file() {
+    if intern_hub::is_remote(&text) {
+        // The part before the first pattern is the prefix to search.
+        let parts: Vec<&str> = text.split('/').collect();
+        let cut =
+            if text.starts_with("s3://") { parts.iter().position(|p| p.contains(['*', '?'])) } else { None };
+        let (fixed, pattern) = parts.split_at(cut.unwrap_or(parts.len()));
+        let pattern = pattern.join("/");
+        let fits = |name: &str| match pattern.as_str() {
+            "" => extensions.iter().any(|e| name.to_lowercase().ends_with(e)),
+            pattern => matches(pattern, name),
+        };
+        let found =
+            intern_hub::fetch_inputs(&fixed.join("/"), &intern_hub::cache_dir()?.join("inputs"), fits)?;
+        files.extend(found.into_iter().map(|f| FileRef { path: f.path, name: f.name }));
+    } else if path.is_file() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.push(FileRef { path: path.to_path_buf(), name });
     } else if path.is_dir() {

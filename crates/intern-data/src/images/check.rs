@@ -3,7 +3,8 @@
 use std::io::Cursor;
 use std::sync::LazyLock;
 
-use image::imageops::FilterType;
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader};
 use serde::{Deserialize, Serialize};
@@ -221,15 +222,25 @@ static COSINES: LazyLock<[[f64; SIDE]; 8]> = LazyLock::new(|| {
     })
 });
 
+/// Scales to 32 × 32 by Lanczos' filter.
+fn shrink(gray: &GrayImage) -> Vec<u8> {
+    let mut small = Image::new(SIDE as u32, SIDE as u32, PixelType::U8);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
+    let large = ImageRef::new(gray.width(), gray.height(), gray.as_raw(), PixelType::U8);
+    let done = large.map(|large| Resizer::new().resize(&large, &mut small, &options));
+    debug_assert!(matches!(done, Ok(Ok(()))), "both are pictures of one byte a pixel");
+    small.into_vec()
+}
+
 /// Which of the 64 lowest frequencies of the picture, scaled to 32 × 32, are above their median
 /// (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010). The first
 /// bit is the highest.
 fn phash(gray: &GrayImage) -> u64 {
-    let small = image::imageops::resize(gray, SIDE as u32, SIDE as u32, FilterType::Lanczos3);
+    let small = shrink(gray);
     let mut down = [[0.0; SIDE]; 8];
     for (u, row) in down.iter_mut().enumerate() {
         for (x, out) in row.iter_mut().enumerate() {
-            *out = (0..SIDE).map(|y| COSINES[u][y] * f64::from(small.as_raw()[y * SIDE + x])).sum();
+            *out = (0..SIDE).map(|y| COSINES[u][y] * f64::from(small[y * SIDE + x])).sum();
         }
     }
     let low: Vec<f64> =

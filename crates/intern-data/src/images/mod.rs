@@ -105,7 +105,7 @@ pub struct DedupConfig {
 
 impl Default for DedupConfig {
     fn default() -> Self {
-        Self { exact: true, perceptual: true, max_distance: 4 }
+        Self { exact: true, perceptual: true, max_distance: 6 }
     }
 }
 

@@ -55,7 +55,7 @@ pub fn step_fixed(p: &mut [f32], g: &[i64], unit: f32, m: &mut [f32], v: &mut [f
 }
 
 /// What every element's update shares.
-fn constants(update: &Update) -> [f32; 9] {
+pub(super) fn constants(update: &Update) -> [f32; 9] {
     let u = *update;
     let correct1 = 1.0 - u.beta1.powi(u.step.min(i32::MAX as u64) as i32);
     let correct2 = 1.0 - u.beta2.powi(u.step.min(i32::MAX as u64) as i32);
@@ -73,7 +73,7 @@ fn constants(update: &Update) -> [f32; 9] {
 }
 
 multiversion! {
-    fn block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], constants: &[f32; 9]) {
+    pub(super) fn block(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], constants: &[f32; 9]) {
         let [grad_scale, b1, not_b1, b2, not_b2, decay, lr, root, eps] = *constants;
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
             let g = g * grad_scale;

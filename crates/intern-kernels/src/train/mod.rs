@@ -17,6 +17,8 @@ pub mod gemm;
 pub mod half;
 pub mod math;
 pub mod memory;
+pub mod moments8;
+pub mod muon;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -1,7 +1,9 @@
 //! Starting weights: a function of the seed and the tensor's name, nothing else.
 //!
 //! Normal with deviation 0.02; projections that write to the residual stream are divided by
-//! `sqrt(2 layers)` as in GPT-2, so that the stream's variance does not grow with depth.
+//! `sqrt(2 layers)` as in GPT-2, so that the stream's variance does not grow with depth. In a model
+//! `width` times wider than the one its settings were found with, matrices are divided by the root of
+//! that, and the head by all of it (µP; Yang et al., "Tensor Programs V", 2022, table 3).
 
 use crate::config::ModelConfig;
 use crate::weights::{LayerNames, layer_names};
@@ -20,7 +22,7 @@ pub(crate) fn stream(seed: u64, name: &str) -> Rng {
 }
 
 /// Starting values of the tensor `name` of [`crate::weights::tensor_shapes`].
-pub(crate) fn tensor(config: &ModelConfig, seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+pub(crate) fn tensor(config: &ModelConfig, seed: u64, width: f64, name: &str, shape: &[usize]) -> Vec<f32> {
     let n = shape.iter().product();
     if name.ends_with(".bias") {
         return vec![0.0; n];
@@ -33,7 +35,13 @@ pub(crate) fn tensor(config: &ModelConfig, seed: u64, name: &str, shape: &[usize
     let ends = [o, down].map(|module| format!("{}.weight", module.trim_start_matches("model.layers.0")));
     let depth = (2.0 * config.num_layers as f64).sqrt();
     let residual = ends.iter().any(|end| name.ends_with(end.as_str()));
-    normal(n, if residual { DEVIATION / depth } else { DEVIATION }, &stream(seed, name))
+    let narrow = match name {
+        "lm_head.weight" | "output.weight" => width,
+        name if name.contains("embed") => 1.0,
+        _ => width.sqrt(),
+    };
+    let depth = if residual { depth } else { 1.0 };
+    normal(n, DEVIATION / depth / narrow, &stream(seed, name))
 }
 
 /// `n` normal values; value `i` uses the generator's draws `2 (i / 2)` and the next (Box–Muller).

@@ -216,14 +216,20 @@ impl Transformer {
     ///
     /// # Errors
     /// If the model cannot be cut so.
-    pub fn init_part(config: &ModelConfig, seed: u64, part: &Part, device: &Device) -> Result<Self> {
+    pub fn init_part(
+        config: &ModelConfig,
+        seed: u64,
+        width: f64,
+        part: &Part,
+        device: &Device,
+    ) -> Result<Self> {
         config.validate()?;
         part.check(config)?;
         let vars = part
             .pieces(config)
             .into_iter()
             .map(|piece| {
-                let whole = crate::init::tensor(config, seed, &piece.name, &piece.shape);
+                let whole = crate::init::tensor(config, seed, width, &piece.name, &piece.shape);
                 let held = if piece.cut.is_some() { piece.take(&whole) } else { whole };
                 Ok((piece.name.clone(), Var::from_vec(held, piece.held_shape(), device)?))
             })
@@ -287,7 +293,7 @@ mod tests {
                     whole.iter().map(|(_, v)| vec![f32::NAN; v.elem_count()]).collect();
                 for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
                     let part = Part::of_pipeline(5, p, pipeline, chunks, t, tensor);
-                    let model = Transformer::init_part(&config, 7, &part, &Device::Cpu).unwrap();
+                    let model = Transformer::init_part(&config, 7, 1.0, &part, &Device::Cpu).unwrap();
                     assert_eq!(part.is_whole(), pipeline * tensor == 1);
                     for (piece, (name, var)) in part.pieces(&config).iter().zip(model.named_vars()) {
                         assert_eq!((&piece.name, piece.held_shape()), (&name, var.dims().to_vec()));

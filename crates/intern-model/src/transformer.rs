@@ -80,7 +80,7 @@ pub(crate) struct Adapter {
 impl Transformer {
     /// A decoder with starting weights that depend on `config` and `seed` only.
     pub fn init(config: &ModelConfig, seed: u64, device: &Device) -> anyhow::Result<Self> {
-        Self::init_part(config, seed, &Part::whole(config.num_layers), device)
+        Self::init_part(config, seed, 1.0, &Part::whole(config.num_layers), device)
     }
 
     /// Puts the tensors of [`crate::weights::tensor_shapes`], in that order, in their places.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::OptimizerConfig;
 use crate::lanes::Lanes;
-use crate::optimizer::{AdamW, clip};
+use crate::optimizer::{Optimizer, clip};
 use crate::params::{Gradients, Params};
 
 /// What is measured.
@@ -79,9 +79,9 @@ impl Bench {
     pub fn run(&self, mut each: impl FnMut(&Line)) -> Result<()> {
         crate::memory::keep_freed_blocks();
         let model = Transformer::init(&self.model, 0, &Device::Cpu)?;
-        let params = Params::new(model.trainable_vars())?;
         let settings = OptimizerConfig { lr: 1e-4, ..OptimizerConfig::default() };
-        let mut optimizer = AdamW::new(&settings, 0..params.num_elements());
+        let params = Params::new(model.trainable_vars(), &settings)?;
+        let mut optimizer = Optimizer::new(&settings, 1.0, &params, 0..params.num_elements())?;
         let mut gradients = Gradients::new(&params);
         let mut lanes = Lanes::new(self.batch_size)?;
         let recompute = (self.recompute * self.model.num_layers as f64).ceil() as usize;

@@ -54,6 +54,13 @@ pub struct TrainConfig {
     /// Saved states to keep (default 1).
     #[serde(default = "one")]
     pub keep_last: usize,
+    /// Updates between saved states that are kept for good; a multiple of `save_every` (default: none).
+    #[serde(default)]
+    pub keep_every: Option<u64>,
+    /// Whether states are written while training goes on; costs a copy of weights and moments meanwhile
+    /// (default false).
+    #[serde(default)]
+    pub save_async: bool,
     /// Type of the weights in the final `checkpoint/`: `f32` (default), `bf16` or `f16`.
     #[serde(default)]
     pub dtype: WeightType,
@@ -150,6 +157,9 @@ pub struct ModelSection {
     pub sliding_window: Option<usize>,
     /// The output head shares the embedding's matrix (default false).
     pub tie_word_embeddings: Option<bool>,
+    /// `hidden_size` of the smaller model that `optimizer.lr` was found with: starting weights and rates
+    /// of matrices are scaled to fit this one (µP; default: no scaling). Keep `head_dim` the same.
+    pub mup_base: Option<usize>,
 }
 
 /// `[data]`.
@@ -200,12 +210,13 @@ pub enum Prefix {
 /// A shard's prefix and its weight.
 pub type Source = (PathBuf, Option<f64>);
 
-/// `[optimizer]`: AdamW. Weight decay applies to matrices except embeddings; norms and biases
-/// never decay.
+/// `[optimizer]`. Weight decay applies to matrices except embeddings; norms and biases never decay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// Peak learning rate (default 3e-4).
+    /// `adamw` (default), or `muon` for the matrices inside the model and AdamW for the rest.
+    pub kind: Kind,
+    /// Peak learning rate (default 3e-4); Muon's is scaled to fit AdamW's.
     pub lr: f64,
     /// Decay of the gradient's mean and squared mean (default 0.9 and 0.95).
     pub betas: [f64; 2],
@@ -215,11 +226,107 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Largest norm of the whole gradient; 0 for no limit (default 1).
     pub grad_clip: f64,
+    /// How AdamW's moments of matrices are held: `f32` (default), or `8bit` for a quarter of the memory.
+    /// Those of embeddings, the head and norms stay f32.
+    pub moments: MomentType,
+    /// Decay of the gradient's mean under Muon (default 0.95).
+    pub momentum: f64,
+    /// Iterations that make a matrix of Muon nearly orthogonal (default 5).
+    pub ns_steps: u32,
+    /// Decay of a running average of the weights per update, e.g. 0.999, written to `checkpoint-ema/`
+    /// (default: none is kept). Early averages follow faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
+    /// Tensors with settings of their own; the first that fits counts.
+    pub group: Vec<Group>,
+}
+
+/// What makes updates out of gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Each element by its own mean and square.
+    #[default]
+    AdamW,
+    /// Each matrix as a whole.
+    Muon,
+}
+
+/// How moments are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum MomentType {
+    /// 8 bytes per parameter.
+    #[default]
+    #[serde(rename = "f32")]
+    F32,
+    /// 2 bytes per parameter.
+    #[serde(rename = "8bit")]
+    Bits8,
+}
+
+/// One `[[optimizer.group]]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// Names of its tensors, with `*` for anything: `*.norm.weight`, `model.layers.*.mlp.*`.
+    pub r#match: String,
+    /// Factor on the learning rate (default 1).
+    #[serde(default)]
+    pub lr: Option<f64>,
+    /// Weight decay (default: as without the group).
+    #[serde(default)]
+    pub weight_decay: Option<f64>,
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { lr: 3e-4, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1, grad_clip: 1.0 }
+        Self {
+            kind: Kind::AdamW,
+            lr: 3e-4,
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            grad_clip: 1.0,
+            moments: MomentType::F32,
+            momentum: 0.95,
+            ns_steps: 5,
+            ema: None,
+            group: Vec::new(),
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Errors name the key.
+    fn check(&self) -> Result<()> {
+        ensure!(self.lr > 0.0 && self.lr.is_finite(), "optimizer.lr is {}, expected above 0", self.lr);
+        for beta in self.betas {
+            ensure!((0.0..1.0).contains(&beta), "optimizer.betas holds {beta}, expected 0 up to but not 1");
+        }
+        ensure!(self.eps > 0.0, "optimizer.eps is {}, expected above 0", self.eps);
+        ensure!(
+            self.weight_decay >= 0.0,
+            "optimizer.weight_decay is {}, expected at least 0",
+            self.weight_decay
+        );
+        ensure!(self.grad_clip >= 0.0, "optimizer.grad_clip is {}, expected at least 0", self.grad_clip);
+        let momentum = self.momentum;
+        ensure!(
+            (0.0..1.0).contains(&momentum),
+            "optimizer.momentum is {momentum}, expected 0 up to but not 1"
+        );
+        ensure!(self.ns_steps > 0, "optimizer.ns_steps is 0, expected at least 1");
+        if let Some(ema) = self.ema.filter(|ema| !(0.0..1.0).contains(ema)) {
+            bail!("optimizer.ema is {ema}, expected 0 up to but not 1");
+        }
+        for Group { r#match, lr, weight_decay } in &self.group {
+            let fits = |x: &Option<f64>| x.is_none_or(|x| x >= 0.0 && x.is_finite());
+            ensure!(
+                fits(lr) && fits(weight_decay),
+                "optimizer.group {match:?}: lr and weight_decay are at least 0"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -263,8 +370,14 @@ pub struct Plan {
     pub save_every: u64,
     /// Saved states to keep.
     pub keep_last: usize,
-    /// AdamW's numbers.
+    /// Updates between saved states that are kept for good.
+    pub keep_every: Option<u64>,
+    /// States are written by a thread of their own.
+    pub save_async: bool,
+    /// How gradients become updates.
     pub optimizer: OptimizerConfig,
+    /// Width of the model beside that its learning rate was found for.
+    pub width: f64,
     /// Learning rate by update.
     pub schedule: Schedule,
     /// How the batch grows to `batch_size`.
@@ -313,14 +426,7 @@ impl Plan {
             "keep_last is 0, expected at least 1\nhint: resuming needs one saved state"
         );
         ensure!(args.save_every != Some(0), "save_every is 0, expected at least 1");
-        let o = args.optimizer;
-        ensure!(o.lr > 0.0 && o.lr.is_finite(), "optimizer.lr is {}, expected above 0", o.lr);
-        for beta in o.betas {
-            ensure!((0.0..1.0).contains(&beta), "optimizer.betas holds {beta}, expected 0 up to but not 1");
-        }
-        ensure!(o.eps > 0.0, "optimizer.eps is {}, expected above 0", o.eps);
-        ensure!(o.weight_decay >= 0.0, "optimizer.weight_decay is {}, expected at least 0", o.weight_decay);
-        ensure!(o.grad_clip >= 0.0, "optimizer.grad_clip is {}, expected at least 0", o.grad_clip);
+        args.optimizer.check()?;
         let tenth = (steps / 10).max(1);
         Ok(Self {
             steps,
@@ -329,8 +435,11 @@ impl Plan {
             eval_every: Some(args.eval_every.unwrap_or(tenth)).filter(|&n| n > 0),
             save_every: args.save_every.unwrap_or(tenth),
             keep_last: args.keep_last,
-            optimizer: o.clone(),
+            keep_every: None,
+            save_async: false,
+            optimizer: args.optimizer.clone(),
             schedule: args.schedule.resolve(steps)?,
+            width: 1.0,
             batch_rampup: None,
             recompute: 0.0,
             precision: Precision::F32,
@@ -339,6 +448,18 @@ impl Plan {
             peak_flops: None,
             zero: true,
         })
+    }
+
+    /// Whether a state is saved after `step` updates in every run, interrupted or not.
+    #[must_use]
+    pub fn is_regular(&self, step: u64) -> bool {
+        step == self.steps || step.is_multiple_of(self.save_every)
+    }
+
+    /// Whether that state is kept for good.
+    #[must_use]
+    pub fn is_kept(&self, step: u64) -> bool {
+        self.keep_every.is_some_and(|n| step.is_multiple_of(n))
     }
 
     /// The sequences of update `step` (from 0): the number of the first, and how many.
@@ -386,6 +507,11 @@ impl TrainConfig {
             self.guard.z,
             self.guard.window
         );
+        ensure!(
+            self.optimizer.kind != Kind::Muon || self.parallel.tensor.is_none_or(|n| n == 1),
+            "parallel.tensor cuts the matrices that optimizer.kind = \"muon\" needs whole\n\
+             hint: use parallel.data, pipeline or context, or \"adamw\""
+        );
         let zero = self.parallel.zero;
         ensure!(
             zero.is_none_or(|z| z <= 1),
@@ -402,7 +528,17 @@ impl TrainConfig {
             optimizer: &self.optimizer,
             schedule: &self.schedule,
         })?;
+        if let Some(n) = self.keep_every {
+            ensure!(
+                n > 0 && n.is_multiple_of(plan.save_every),
+                "keep_every is {n}, expected a multiple of save_every = {}",
+                plan.save_every
+            );
+        }
         Ok(Plan {
+            keep_every: self.keep_every,
+            save_async: self.save_async,
+            width: self.model.width()?,
             batch_rampup: self.batch_rampup,
             recompute: self.recompute,
             precision: self.precision,
@@ -467,6 +603,18 @@ impl ModelSection {
             );
         }
         Ok(None)
+    }
+
+    /// How much wider the model is than that its settings were found with.
+    fn width(&self) -> Result<f64> {
+        let (Some(base), Some(size)) = (self.mup_base, self.hidden_size) else { return Ok(1.0) };
+        ensure!(base > 0, "model.mup_base is 0, expected a hidden_size");
+        ensure!(
+            self.tie_word_embeddings != Some(true),
+            "model.mup_base and model.tie_word_embeddings exclude each other\n\
+             hint: the embedding and the head need different rates"
+        );
+        Ok(size as f64 / base as f64)
     }
 
     /// The shape of a new model over `tokenizer`; without one `vocab_size` has to be set, and no

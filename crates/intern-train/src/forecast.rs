@@ -4,11 +4,10 @@
 //! all key heads, F width of the feed-forward, V vocabulary, N tokens of a sequence, R ranks with the
 //! same weights; bytes.
 //!
-//! - Memory of a rank: weights 4 P, gradient sums 8 P, moments 8 P, or 8 P / R under ZeRO-1, and
-//!   the buffers of each sequence at work, which are those of [`intern_model::backprop`]; in a
-//!   pipeline as many sets as it has sequences on their way. Saving takes a copy of the weights, 4 P,
-//!   and of the moments where several ranks share them, 8 P; rank 0 of a run whose model is cut
-//!   collects all of it.
+//! - Memory of a rank: weights 4 P, gradient sums 8 P, moments 8 P (in 8 bits 2 P of what is so held;
+//!   Muon's 4 P; averages 4 P more), or an R-th of them under ZeRO-1, and the buffers of each sequence
+//!   at work, which are those of [`intern_model::backprop`]; in a pipeline as many sets as it has
+//!   sequences on their way. Saving goes tensor by tensor; with `save_async` rank 0 has a copy of all.
 //! - Traffic: a rank sends (R − 1) / R of 8 P bytes of sums and, under ZeRO-1, of 4 P bytes of
 //!   new weights, a little more where its share is the largest; without it of 2 · 8 P bytes of sums.
 //!   The bounds of the sums and the squares for
@@ -24,12 +23,14 @@ use anyhow::Result;
 use intern_format::checkpoint::Checkpoint;
 use intern_kernels::train::fixed::CHUNK;
 use intern_model::backprop::Precision;
+use intern_model::part::Piece;
 use intern_model::{ModelConfig, Part};
 use intern_tokenizer::Tokenizer;
 use serde::Serialize;
 
 use crate::config::{Plan, TrainConfig};
 use crate::mesh::Shape;
+use crate::optimizer::{bytes_per_element, is_muons};
 use crate::{params, pipeline};
 
 /// Bytes of the program itself, its threads' stacks and the allocator's reserve.
@@ -77,7 +78,7 @@ pub struct Memory {
     pub weights: u64,
     /// Sums of gradients.
     pub gradients: u64,
-    /// AdamW's two moments.
+    /// The optimizer's moments and averages.
     pub moments: u64,
     /// Buffers of the sequences at work.
     pub activations: u64,
@@ -139,7 +140,9 @@ impl Forecast {
             if shared { 1 } else { (threads / ranks).max(1).min(plan.micro_batch).min(sequences_per_rank) };
         let (first, n) = plan.sequences(plan.steps - 1);
         let idle = pipeline::idle(mesh.pipeline, mesh.interleave, sequences_per_rank);
-        let of_ranks = (0..mesh.pipeline).map(|p| Held::new(model, &mesh, p));
+        let all = Held::new(plan, model, &Shape::ALONE, 0);
+        let all_slots = all.cut.iter().chain(&all.uncut).map(|t| t.slots).sum::<f64>() as u64;
+        let of_ranks = (0..mesh.pipeline).map(|p| Held::new(plan, model, &mesh, p));
         let held: Vec<Held> = of_ranks.collect();
         let replicas = (mesh.data * mesh.context) as u64;
         let memory = |(p, held): (usize, &Held)| {
@@ -154,17 +157,20 @@ impl Forecast {
             let rows = seq_len.div_ceil(mesh.context);
             let buffers = Buffers::new(model, &mesh, held, rows, recomputed, plan.precision);
             let share = if plan.zero { replicas } else { 1 };
-            let [cut, uncut] = [&held.cut, &held.uncut].map(|sizes| sizes.iter().sum::<usize>() as u64);
+            let both = [&held.cut, &held.uncut];
+            let [cut, uncut] = both.map(|list| list.iter().map(|t| t.len).sum::<usize>() as u64);
+            let slots = both.map(|list| list.iter().map(|t| t.slots).sum::<f64>() as u64);
             // What is not cut is shared by the tensor ranks too.
             let moments = match plan.zero {
-                true => 8 * (cut.div_ceil(share) + uncut.div_ceil(share * mesh.tensor as u64)),
-                false => 8 * (cut + uncut),
+                true => slots[0].div_ceil(share) + slots[1].div_ceil(share * mesh.tensor as u64),
+                false => slots[0] + slots[1],
             };
             let own = cut + uncut;
-            let saving = match (mesh.pipeline * mesh.tensor > 1, share > 1) {
-                (true, _) => 12 * parameters,
-                (false, true) => 12 * parameters,
-                (false, false) => 4 * parameters,
+            let largest = held.cut.iter().chain(&held.uncut).map(|t| t.len as u64).max().unwrap_or(0);
+            // Tensor after tensor, its weights or one slot, and as it comes from other ranks.
+            let saving = match plan.save_async {
+                true => 4 * parameters + all_slots,
+                false => 8 * largest * mesh.tensor as u64,
             };
             let mut memory = Memory {
                 weights: 4 * own,
@@ -212,32 +218,47 @@ pub(crate) fn flops_per_token(model: &ModelConfig, seq_len: usize, recompute: f6
     6.0 * (parameters - lookup) + attention + 2.0 * recompute * (blocks + attention / 6.0)
 }
 
+/// What a rank holds of a tensor.
+#[derive(Clone, Copy)]
+struct Tensor {
+    len: usize,
+    /// Bytes of its moments and averages.
+    slots: f64,
+    may_cut: bool,
+}
+
 /// What a rank of the pipeline holds.
 struct Held {
     layers: usize,
     stages: usize,
     first: bool,
     last: bool,
-    /// Sizes of the tensors that are cut between tensor ranks, of this one's part.
-    cut: Vec<usize>,
-    /// Sizes of the others.
-    uncut: Vec<usize>,
+    /// The tensors that are cut between tensor ranks, as this one has them.
+    cut: Vec<Tensor>,
+    /// The others.
+    uncut: Vec<Tensor>,
 }
 
 impl Held {
-    fn new(model: &ModelConfig, mesh: &Shape, rank: usize) -> Self {
+    fn new(plan: &Plan, model: &ModelConfig, mesh: &Shape, rank: usize) -> Self {
+        let optimizer = &plan.optimizer;
         let part = Part::of_pipeline(model.num_layers, rank, mesh.pipeline, mesh.interleave, 0, mesh.tensor);
-        let sizes = |cut: bool| -> Vec<usize> {
+        let tensors = |cut: bool| -> Vec<Tensor> {
             let pieces = part.pieces(model).into_iter().filter(|p| p.cut.is_some() == cut);
-            pieces.map(|p| p.held_shape().iter().product()).collect()
+            let tensor = |p: Piece| {
+                let (len, dims) = (p.held_shape().iter().product(), p.shape.len());
+                let slots = len as f64 * bytes_per_element(optimizer, &p.name, dims, len);
+                Tensor { len, slots, may_cut: !is_muons(optimizer, &p.name, dims) }
+            };
+            pieces.map(tensor).collect()
         };
         Self {
             layers: part.stages.iter().map(|s| s.layers.len()).sum(),
             stages: part.stages.len(),
             first: rank == 0,
             last: rank + 1 == mesh.pipeline,
-            cut: sizes(true),
-            uncut: sizes(false),
+            cut: tensors(true),
+            uncut: tensors(false),
         }
     }
 
@@ -285,11 +306,11 @@ impl Held {
 
 /// Bytes of sums and of weights that the rank sends, of `ranks` that have tensors of these sizes,
 /// that sends most: all sums but those of its own share, and its share to all others.
-fn exchanged(sizes: &[usize], ranks: usize, zero: bool) -> (u64, u64) {
+fn exchanged(tensors: &[Tensor], ranks: usize, zero: bool) -> (u64, u64) {
     let mut at = 0;
-    let spans = sizes.iter().map(|len| {
-        at += len;
-        at - len..at
+    let spans = tensors.iter().map(|t| {
+        at += t.len;
+        (at - t.len..at, t.may_cut)
     });
     let spans: Vec<_> = spans.collect();
     let cuts = match zero {

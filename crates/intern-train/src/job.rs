@@ -17,10 +17,19 @@ use serde_json::Value;
 use crate::state;
 
 /// Settings that change what is kept and seen, but no weight.
-const INCIDENTAL: [&str; 7] =
-    ["eval_every", "save_every", "keep_last", "micro_batch", "recompute", "parallel", "peak_flops"];
+const INCIDENTAL: [&str; 9] = [
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_every",
+    "save_async",
+    "micro_batch",
+    "recompute",
+    "parallel",
+    "peak_flops",
+];
 /// What a run writes, apart from its metrics.
-const OUTPUTS: [&str; 4] = ["checkpoint", "adapter", "trainer", "diverged"];
+const OUTPUTS: [&str; 5] = ["checkpoint", "checkpoint-ema", "adapter", "trainer", "diverged"];
 
 /// One training command with its output directory.
 pub struct Job {

@@ -29,7 +29,7 @@ pub mod trainer;
 pub use config::{OptimizerConfig, Plan, TrainConfig};
 pub use data::BatchSource;
 pub use job::Job;
-pub use optimizer::AdamW;
+pub use optimizer::Optimizer;
 pub use pretrain::{Summary, run};
 pub use schedule::{Schedule, ScheduleConfig};
 pub use trainer::Trainer;

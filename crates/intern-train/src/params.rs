@@ -15,6 +15,9 @@ use intern_model::ModelConfig;
 use intern_model::backprop::Sink;
 use intern_model::part::{Part, Piece};
 
+use crate::config::OptimizerConfig;
+use crate::optimizer::is_muons;
+
 /// One trained tensor.
 #[derive(Clone, Debug)]
 pub struct Param {
@@ -30,6 +33,8 @@ pub struct Param {
     pub piece: Piece,
     /// Number of its first [`Chunk`] among those of the whole model.
     first_chunk: usize,
+    /// Several ranks may each update some of it.
+    may_cut: bool,
 }
 
 /// Consecutive elements of one parameter, whose squares are summed by one rank in one order: so the
@@ -49,10 +54,10 @@ impl Param {
         self.offset + self.len
     }
 
-    /// Whether weight decay applies: matrices, but neither embeddings nor what is tied to them.
+    /// Whether it multiplies activations: weight decay applies.
     #[must_use]
-    pub fn decays(&self) -> bool {
-        self.var.rank() >= 2 && !self.name.contains("embed")
+    pub fn is_matrix(&self) -> bool {
+        is_matrix(&self.name, self.piece.shape.len())
     }
 
     /// Runs `f` on the elements, in place.
@@ -67,16 +72,24 @@ impl Param {
     }
 }
 
+/// Whether the tensor `name` of so many dimensions is a matrix, but no table of embeddings, nor what is
+/// tied to one.
+#[must_use]
+pub fn is_matrix(name: &str, dims: usize) -> bool {
+    dims >= 2 && !name.contains("embed")
+}
+
 /// Cuts the elements `range` into `parts` of nearly equal length: between two of `tensors`, or a
-/// multiple of [`CHUNK`] after the start of one.
+/// multiple of [`CHUNK`] after the start of one that may be cut.
 pub(crate) fn cuts(
-    tensors: impl Iterator<Item = Range<usize>> + Clone,
+    tensors: impl Iterator<Item = (Range<usize>, bool)> + Clone,
     range: &Range<usize>,
     parts: usize,
 ) -> Vec<usize> {
-    let snapped = |at: usize| {
-        let of = tensors.clone().find(|t| t.contains(&at));
-        of.map_or(at, |t| t.start + (at - t.start) / CHUNK * CHUNK)
+    let snapped = |at: usize| match tensors.clone().find(|(t, _)| t.contains(&at)) {
+        Some((t, true)) => t.start + (at - t.start) / CHUNK * CHUNK,
+        Some((t, false)) => t.start,
+        None => at,
     };
     let mut cuts: Vec<usize> =
         (0..parts).map(|i| range.start.max(snapped(range.start + range.len() * i / parts))).collect();
@@ -116,7 +129,7 @@ pub struct Params {
 
 impl Params {
     /// Lays out `vars` one after the other; every one must be f32.
-    pub fn new(vars: Vec<(String, Var)>) -> Result<Self> {
+    pub fn new(vars: Vec<(String, Var)>, optimizer: &OptimizerConfig) -> Result<Self> {
         let mut chunks = 0;
         let placed = vars.into_iter().map(|(name, var)| {
             let first = chunks;
@@ -124,11 +137,16 @@ impl Params {
             (Piece { shape: var.dims().to_vec(), name, cut: None }, var, first)
         });
         let placed: Vec<_> = placed.collect();
-        Self::lay_out(placed, chunks)
+        Self::lay_out(placed, chunks, optimizer)
     }
 
     /// Lays out `vars`, the weights of the part of the model `whole` that this rank holds.
-    pub fn of_part(vars: Vec<(String, Var)>, part: &Part, whole: &ModelConfig) -> Result<Self> {
+    pub fn of_part(
+        vars: Vec<(String, Var)>,
+        part: &Part,
+        whole: &ModelConfig,
+        optimizer: &OptimizerConfig,
+    ) -> Result<Self> {
         // Every rank numbers the chunks of all, the slices of a cut tensor one after the other.
         let everything = Part { tensor: part.tensor, ..Part::whole(whole.num_layers) };
         let mut numbers = HashMap::new();
@@ -149,10 +167,10 @@ impl Params {
             let slice = if piece.cut.is_some() { part.tensor_rank } else { 0 };
             (piece, var, first + slice * of_slice)
         });
-        Self::lay_out(placed.collect(), chunks)
+        Self::lay_out(placed.collect(), chunks, optimizer)
     }
 
-    fn lay_out(vars: Vec<(Piece, Var, usize)>, chunks: usize) -> Result<Self> {
+    fn lay_out(vars: Vec<(Piece, Var, usize)>, chunks: usize, optimizer: &OptimizerConfig) -> Result<Self> {
         let count = |cut: bool| -> usize {
             vars.iter().filter(|(p, ..)| p.cut.is_some() == cut).map(|(_, v, _)| v.elem_count()).sum()
         };
@@ -163,7 +181,8 @@ impl Params {
             let name = piece.name.clone();
             ensure!(var.dtype() == DType::F32, "{name} is {:?}; training needs f32", var.dtype());
             let (len, at) = (var.elem_count(), &mut at[usize::from(piece.cut.is_none())]);
-            list.push(Param { name, var, offset: *at, len, piece, first_chunk });
+            let may_cut = !is_muons(optimizer, &name, piece.shape.len());
+            list.push(Param { name, var, offset: *at, len, piece, first_chunk, may_cut });
             *at += len;
         }
         ensure!(len > 0, "there is nothing to train");
@@ -196,7 +215,7 @@ impl Params {
     /// Cuts the elements `range` into `parts` of nearly equal length, between chunks.
     #[must_use]
     pub fn cuts(&self, range: &Range<usize>, parts: usize) -> Vec<usize> {
-        cuts(self.list.iter().map(|p| p.offset..p.end()), range, parts)
+        cuts(self.list.iter().map(|p| (p.offset..p.end(), p.may_cut)), range, parts)
     }
 
     /// In their fixed order.
@@ -259,16 +278,22 @@ mod tests {
     use intern_model::{Architecture, Transformer};
 
     use super::*;
+    use crate::config::Kind;
 
     #[test]
     fn every_chunk_of_the_model_has_one_owner() {
         let config = ModelConfig::small(Architecture::Llama, 700, 128, 3, 4, 2);
-        for (pipeline, tensor, replicas) in [(1, 1, 1), (1, 1, 3), (3, 1, 2), (1, 2, 2), (3, 2, 1)] {
+        let muon = OptimizerConfig { kind: Kind::Muon, ..OptimizerConfig::default() };
+        let grids = [(1, 1, 1), (1, 1, 3), (3, 1, 2), (1, 2, 2), (3, 2, 1)];
+        let optimizers = [OptimizerConfig::default(), muon];
+        for ((pipeline, tensor, replicas), optimizer) in
+            grids.into_iter().flat_map(|grid| optimizers.clone().map(|o| (grid, o)))
+        {
             let mut owners = Vec::new();
             for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
                 let part = Part::of_pipeline(3, p, pipeline, 1, t, tensor);
-                let model = Transformer::init_part(&config, 0, &part, &Device::Cpu).unwrap();
-                let params = Params::of_part(model.named_vars(), &part, &config).unwrap();
+                let model = Transformer::init_part(&config, 0, 1.0, &part, &Device::Cpu).unwrap();
+                let params = Params::of_part(model.named_vars(), &part, &config, &optimizer).unwrap();
                 owners.resize(params.num_chunks(), 0);
                 let mut len = 0;
                 for (kind, shared) in params.kinds().into_iter().zip([1, tensor]) {

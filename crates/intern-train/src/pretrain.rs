@@ -123,7 +123,7 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
         }
         (None, Some(whole)) => {
             let part = mesh.part(whole.num_layers);
-            let model = Transformer::init_part(&whole, config.seed, &part, &Device::Cpu)?;
+            let model = Transformer::init_part(&whole, config.seed, plan.width, &part, &Device::Cpu)?;
             (whole, model)
         }
         (None, None) => unreachable!("without init_from, resolve gives a shape"),
@@ -131,7 +131,7 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
     let vocab_size = whole.vocab_size;
     let source = ShardSource::open(&config.data, config.seed, vocab_size)?;
     let valid = data::validation(&config.data, plan.micro_batch, vocab_size)?;
-    let params = Params::of_part(model.trainable_vars(), model.part(), &whole)?;
+    let params = Params::of_part(model.trainable_vars(), model.part(), &whole, &plan.optimizer)?;
     let parameters = whole.num_parameters();
 
     let mut trainer = Trainer::on(mesh, &model, whole.clone(), params, &plan, &job)?;
@@ -160,19 +160,33 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
     };
     if is_root {
         let end_ids: Vec<u32> = tokenizer.eos_id().into_iter().collect();
-        let model = if model.part().is_whole() { model } else { saved_model(&whole, &job)? };
+        let model = if model.part().is_whole() { model } else { saved_model(&whole, &job, false)? };
         export(&model, &tokenizer, config.dtype, &end_ids, &checkpoint)?;
-        job.finish(&["checkpoint"], &summary)?;
+        let mut outputs = vec!["checkpoint"];
+        if config.optimizer.ema.is_some() {
+            drop(model);
+            let average = saved_model(&whole, &job, true)?;
+            export(&average, &tokenizer, config.dtype, &end_ids, &out.join("checkpoint-ema"))?;
+            outputs.push("checkpoint-ema");
+        }
+        job.finish(&outputs, &summary)?;
     }
     comm.barrier()?;
     Ok(summary)
 }
 
-/// The model `whole` as the last update, after which every run saves, left it.
-fn saved_model(whole: &ModelConfig, job: &Job) -> Result<Transformer> {
+/// The model `whole` as the last update, after which every run saves, left it: its weights, or their
+/// running average.
+fn saved_model(whole: &ModelConfig, job: &Job, average: bool) -> Result<Transformer> {
     let (_, dir) = state::newest(&job.trainer(), job.fingerprint())?.context("no state was saved")?;
-    let weights = SafetensorsFile::open(&dir.join("model.safetensors"))?;
-    Transformer::from_values(whole, |name| Ok(weights.tensor(name)?.to_f32()), &Device::Cpu)
+    let (file, slot) =
+        if average { ("optimizer.safetensors", "average.") } else { ("model.safetensors", "") };
+    let weights = SafetensorsFile::open(&dir.join(file))?;
+    Transformer::from_values(
+        whole,
+        |name| Ok(weights.tensor(&format!("{slot}{name}"))?.to_f32()),
+        &Device::Cpu,
+    )
 }
 
 /// Writes `dir` whole: weights, config and tokenizer, as `transformers` reads them.

@@ -1,7 +1,7 @@
 //! What a run needs to continue exactly: parameters, moments and the number of updates made.
 //!
-//! `trainer/step-N/` holds `model.safetensors` and `optimizer.safetensors` (`mean.*`,
-//! `square.*`), both f32, and `state.json`. A directory appears whole or not at all, so the
+//! `trainer/step-N/` holds `model.safetensors` and `optimizer.safetensors` (`mean.*`, `square.*`,
+//! `average.*`, as far as the optimizer has them), both f32, and `state.json`. A directory appears whole or not at all, so the
 //! newest one is always usable, whenever the process died.
 
 use std::borrow::Cow;
@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use intern_format::atomic::{self, AtomicDir};
-use intern_format::safetensors::{self, DType, SafetensorsFile};
+use intern_format::safetensors::{self, DType, SafetensorsFile, TensorSpec};
 use intern_model::part::Piece;
 use serde::{Deserialize, Serialize};
 
 use crate::guard::Guard;
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::params::Params;
 
 const VERSION: u32 = 1;
@@ -85,46 +85,75 @@ pub fn newest(trainer: &Path, fingerprint: &str) -> Result<Option<(State, PathBu
     Ok((state.fingerprint == fingerprint).then_some((state, dir)))
 }
 
-/// A whole tensor as it is saved.
-pub struct Saved<'a> {
-    /// Its name in checkpoints.
+/// The elements of a tensor.
+pub type Values = Vec<f32>;
+
+/// A whole tensor that is saved: weights, or one of the optimizer's slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// `mean`, `square`, `average`; weights have none.
+    pub slot: Option<&'static str>,
+    /// The parameter's name in checkpoints.
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Weights, running mean of the gradient, and of its square.
-    pub values: [Cow<'a, [f32]>; 3],
 }
 
-/// Writes `trainer/step-N`: whole tensors, whoever had which part of them.
-///
-/// Nothing tells how many ranks there were, so any number can go on.
-pub fn save(trainer: &Path, state: &State, tensors: &[Saved]) -> Result<()> {
-    let target = trainer.join(format!("step-{}", state.step));
-    let dir = AtomicDir::create(&target)?;
-    let mut weights = Vec::with_capacity(tensors.len());
-    let mut moments = Vec::with_capacity(tensors.len() * 2);
-    for Saved { name, shape, values: [weight, mean, square] } in tensors {
-        weights.push((name.clone(), DType::F32, shape.clone(), to_bytes(weight)));
-        for (kind, values) in [("mean", mean), ("square", square)] {
-            moments.push((format!("{kind}.{name}"), DType::F32, shape.clone(), to_bytes(values)));
+impl Entry {
+    /// Its name in the file.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match self.slot {
+            Some(slot) => format!("{slot}.{}", self.name),
+            None => self.name.clone(),
         }
     }
-    safetensors::save_safetensors(&dir.path().join("model.safetensors"), &weights, &BTreeMap::new())?;
-    safetensors::save_safetensors(&dir.path().join("optimizer.safetensors"), &moments, &BTreeMap::new())?;
+}
+
+/// The order in which [`save`] asks for entries: weights first, then slots, by name.
+#[must_use]
+pub fn in_order(entries: &[Entry]) -> Vec<&Entry> {
+    let mut all: Vec<&Entry> = entries.iter().collect();
+    all.sort_by_key(|e| (e.slot.is_some(), e.key()));
+    all
+}
+
+/// Writes `trainer/step-N`: whole tensors, whoever had which part of them, one after the other as
+/// `values` gives them, in the order of [`in_order`].
+///
+/// Nothing tells how many ranks there were, so any number can go on.
+pub fn save(
+    trainer: &Path,
+    state: &State,
+    entries: &[Entry],
+    mut values: impl FnMut(&Entry) -> Result<Values>,
+) -> Result<()> {
+    let target = trainer.join(format!("step-{}", state.step));
+    let dir = AtomicDir::create(&target)?;
+    for (file, of_optimizer) in [("model.safetensors", false), ("optimizer.safetensors", true)] {
+        let entries: Vec<&Entry> =
+            in_order(entries).into_iter().filter(|e| e.slot.is_some() == of_optimizer).collect();
+        let spec = |e: &&Entry| TensorSpec { name: e.key(), dtype: DType::F32, shape: e.shape.clone() };
+        let specs: Vec<TensorSpec> = entries.iter().map(spec).collect();
+        safetensors::write_safetensors(&dir.path().join(file), &specs, &BTreeMap::new(), |i, out| {
+            let values = values(entries[i]).map_err(std::io::Error::other)?;
+            out.write_all(&to_bytes(&values))
+        })?;
+    }
     atomic::write_json(&dir.path().join("state.json"), state)?;
     dir.commit().with_context(|| format!("saving step {}", state.step))
 }
 
-/// Reads this rank's part of the parameters, and the moments of the ranges that `optimizers` have,
-/// back from `dir`, a directory [`save`] wrote.
+/// Reads this rank's part of the parameters, and what `optimizers` have of their slots, back from `dir`,
+/// a directory [`save`] wrote.
 pub fn restore<'a>(
     dir: &Path,
     params: &Params,
-    optimizers: impl IntoIterator<Item = &'a mut AdamW>,
+    optimizers: impl IntoIterator<Item = &'a mut Optimizer>,
 ) -> Result<()> {
     let weights = SafetensorsFile::open(&dir.join("model.safetensors"))?;
-    let moments = SafetensorsFile::open(&dir.join("optimizer.safetensors"))?;
-    let read = |file: &SafetensorsFile, name: &str, piece: &Piece| -> Result<Vec<f32>> {
+    let slots = SafetensorsFile::open(&dir.join("optimizer.safetensors"))?;
+    let read = |file: &SafetensorsFile, name: &str, piece: &Piece| -> Result<Values> {
         let values = file.tensor(name)?.to_f32();
         let len = piece.shape.iter().product::<usize>();
         ensure!(
@@ -140,30 +169,27 @@ pub fn restore<'a>(
         param.update(|p| p.copy_from_slice(&values))?;
     }
     for optimizer in optimizers {
-        let range = optimizer.range();
-        for param in params.list() {
-            let (from, to) = (param.offset.max(range.start), param.end().min(range.end));
-            if from >= to {
-                continue;
-            }
-            let within = from - param.offset..to - param.offset;
-            for (kind, moment) in [("mean", &mut optimizer.mean), ("square", &mut optimizer.square)] {
-                let values = read(&moments, &format!("{kind}.{}", param.name), &param.piece)?;
-                moment[from - range.start..to - range.start].copy_from_slice(&values[within.clone()]);
-            }
-        }
+        optimizer.write(|slot, number| {
+            let param = &params.list()[number];
+            read(&slots, &format!("{slot}.{}", param.name), &param.piece)
+        })?;
     }
     Ok(())
 }
 
-/// Keeps the last `keep` states among those `regular` accepts, and removes every other
-/// one; so a finished run's files do not tell how often it was interrupted.
-pub fn prune(trainer: &Path, keep: usize, regular: impl Fn(u64) -> bool) -> Result<()> {
+/// Keeps the last `keep` states among those `regular` accepts and those that are `kept` for good, and
+/// removes every other one; so a finished run's files do not tell how often it was interrupted.
+pub fn prune(
+    trainer: &Path,
+    keep: usize,
+    regular: impl Fn(u64) -> bool,
+    kept_for_good: impl Fn(u64) -> bool,
+) -> Result<()> {
     let mut kept = 0;
     for (step, dir) in list(trainer)?.into_iter().rev() {
         if regular(step) && kept < keep {
             kept += 1;
-        } else {
+        } else if !kept_for_good(step) {
             discard(&dir)?;
         }
     }
@@ -197,45 +223,55 @@ mod tests {
     use crate::config::OptimizerConfig;
     use candle_core::{Device, Var};
 
-    fn run(value: f32) -> (Params, AdamW) {
+    fn run(value: f32) -> (Params, Optimizer) {
         let var = Var::from_vec(vec![value, 2.0], (1, 2), &Device::Cpu).unwrap();
-        let params = Params::new(vec![("w".into(), var)]).unwrap();
-        let mut optimizer = AdamW::new(&OptimizerConfig::default(), 0..2);
-        optimizer.mean[1] = value * 3.0;
-        optimizer.square[0] = value * 5.0;
+        let config = OptimizerConfig::default();
+        let params = Params::new(vec![("w".into(), var)], &config).unwrap();
+        let mut optimizer = Optimizer::new(&config, 1.0, &params, 0..2).unwrap();
+        let of_slot =
+            |slot: &str, _| Ok(if slot == "mean" { vec![0.0, value * 3.0] } else { vec![value * 5.0, 0.0] });
+        optimizer.write(of_slot).unwrap();
         (params, optimizer)
     }
 
-    fn saved<'a>(params: &Params, optimizer: &'a AdamW) -> [Saved<'a>; 1] {
-        let weights = Cow::Owned(params.list()[0].to_vec().unwrap());
-        let [mean, square] = [&optimizer.mean, &optimizer.square].map(|m| Cow::Borrowed(m.as_slice()));
-        [Saved { name: "w".into(), shape: vec![1, 2], values: [weights, mean, square] }]
+    fn write(dir: &Path, step: u64, params: &Params, optimizer: &Optimizer) {
+        let entry = |slot| Entry { slot, name: "w".into(), shape: vec![1, 2] };
+        let entries = [entry(Some("square")), entry(None), entry(Some("mean"))];
+        let values = |e: &Entry| match e.slot {
+            None => params.list()[0].to_vec(),
+            Some(slot) => {
+                let mut whole = vec![0.0; 2];
+                optimizer.read(0, slot, &mut whole);
+                Ok(whole)
+            }
+        };
+        save(dir, &State { step, ..State::start("x") }, &entries, values).unwrap();
     }
 
     #[test]
     fn a_saved_state_comes_back() {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(7.5);
-        for step in [5, 10] {
-            save(dir.path(), &State { step, ..State::start("x") }, &saved(&params, &optimizer)).unwrap();
-        }
+        [5, 10].into_iter().for_each(|step| write(dir.path(), step, &params, &optimizer));
         assert!(newest(dir.path(), "other").unwrap().is_none());
         let (state, path) = newest(dir.path(), "x").unwrap().unwrap();
         assert_eq!(state.step, 10);
         let (params, mut optimizer) = run(0.0);
         restore(&path, &params, [&mut optimizer]).unwrap();
         assert_eq!(params.list()[0].to_vec().unwrap(), [7.5, 2.0]);
-        assert_eq!((optimizer.mean, optimizer.square), (vec![0.0, 22.5], vec![37.5, 0.0]));
+        for (slot, expect) in [("mean", [0.0, 22.5]), ("square", [37.5, 0.0])] {
+            let mut whole = vec![0.0; 2];
+            optimizer.read(0, slot, &mut whole);
+            assert_eq!(whole, expect);
+        }
     }
 
     #[test]
     fn pruning_forgets_interruptions() {
         let dir = tempfile::tempdir().unwrap();
         let (params, optimizer) = run(1.0);
-        for step in [10, 13, 20, 30, 31] {
-            save(dir.path(), &State { step, ..State::start("x") }, &saved(&params, &optimizer)).unwrap();
-        }
-        prune(dir.path(), 2, |step| step % 10 == 0).unwrap();
-        assert_eq!(list(dir.path()).unwrap().iter().map(|s| s.0).collect::<Vec<_>>(), [20, 30]);
+        [5, 10, 13, 20, 30, 31].into_iter().for_each(|step| write(dir.path(), step, &params, &optimizer));
+        prune(dir.path(), 2, |step| step % 5 == 0, |step| step == 5).unwrap();
+        assert_eq!(list(dir.path()).unwrap().iter().map(|s| s.0).collect::<Vec<_>>(), [5, 20, 30]);
     }
 }

@@ -151,6 +151,52 @@ fn the_same_bits_however_the_work_is_shared_out() {
     }
 }
 
+/// Muon, moments in 8 bits, averages and groups, stopped and going on under another grid.
+#[test]
+fn every_optimizer_gives_the_same_bits_on_any_grid() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let group = json!([{"match": "*.norm.weight", "lr": 2.0}]);
+    for optimizer in [
+        json!({"kind": "muon", "lr": 0.01, "ema": 0.9, "group": group}),
+        json!({"moments": "8bit", "lr": 0.01, "ema": 0.9}),
+    ] {
+        let on = |parallel: Value, more: Value| {
+            let mut patch = json!({
+                "steps": 8, "save_every": 2, "keep_every": 4, "parallel": parallel, "optimizer": optimizer,
+                "model": {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "mup_base": 32},
+            });
+            patch.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            config(dir.path(), patch)
+        };
+        let straight = dir.path().join("straight");
+        let summary = run(&on(json!({}), json!({})), &straight).unwrap();
+        assert!(summary.valid_loss.unwrap() < summary.first_valid_loss.unwrap() - 0.5, "{summary:?}");
+        let moved = dir.path().join("moved");
+        for (stop, parallel, more) in [
+            (Some(3), json!({"data": 3}), json!({"save_async": true})),
+            (Some(5), json!({"pipeline": 3, "data": 2, "zero": 0}), json!({})),
+            (None, json!({"pipeline": 3, "data": 2}), json!({"save_async": true})),
+        ] {
+            assert_eq!(run_until(&on(parallel, more), &moved, stop).is_ok(), stop.is_none());
+        }
+        for part in ["checkpoint", "checkpoint-ema", "trainer"] {
+            assert_eq!(
+                hash_path(&moved.join(part)).unwrap(),
+                hash_path(&straight.join(part)).unwrap(),
+                "{part}"
+            );
+        }
+        assert_ne!(
+            hash_path(&straight.join("checkpoint/model.safetensors")).unwrap(),
+            hash_path(&straight.join("checkpoint-ema/model.safetensors")).unwrap()
+        );
+        let kept: Vec<_> = [4, 6, 8].map(|n| straight.join(format!("trainer/step-{n}")).is_dir()).into();
+        assert_eq!(kept, [true, false, true]);
+        [straight, moved].iter().for_each(|out| std::fs::remove_dir_all(out).unwrap());
+    }
+}
+
 #[test]
 fn ranks_send_no_more_than_the_forecast_says() {
     let dir = tempfile::tempdir().unwrap();

@@ -41,7 +41,7 @@ fn losses_equal_those_of_torch() {
     let dir = tempfile::tempdir().unwrap();
     let job = Job::new("test", &json!({}), &[], dir.path()).unwrap();
     let model = Transformer::load(&golden_dir, DType::F32, &Device::Cpu).unwrap();
-    let params = Params::new(model.trainable_vars()).unwrap();
+    let params = Params::new(model.trainable_vars(), &OptimizerConfig::default()).unwrap();
     let mut trainer = Trainer::new(&model, params, &plan, &job).unwrap();
     for (i, step) in steps.iter().enumerate() {
         let batches: Vec<Batch> = step["passes"].as_array().unwrap().iter().map(batch).collect();
@@ -62,7 +62,7 @@ fn first_gradients_equal_those_of_torch_in_f64() {
     let golden: Value = intern_format::atomic::read_json(&golden_dir.join("run.json")).unwrap();
     let exact = SafetensorsFile::open(&golden_dir.join("gradients.safetensors")).unwrap();
     let model = Transformer::load(&golden_dir, DType::F32, &Device::Cpu).unwrap();
-    let params = Params::new(model.trainable_vars()).unwrap();
+    let params = Params::new(model.trainable_vars(), &OptimizerConfig::default()).unwrap();
     let mut gradients = Gradients::new(&params);
     let passes: Vec<Batch> = golden["steps"][0]["passes"].as_array().unwrap().iter().map(batch).collect();
     let count: usize = passes.iter().map(Batch::num_targets).sum();

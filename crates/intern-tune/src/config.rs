@@ -142,6 +142,10 @@ impl TuneConfig {
             Some(steps) => steps,
             None => (per_epoch * self.epochs.unwrap_or(3.0)).ceil() as u64,
         };
+        ensure!(
+            self.optimizer.ema.is_none(),
+            "optimizer.ema averages the weights of `intern train run` only\nhint: remove it"
+        );
         Plan::new(&PlanArgs {
             steps,
             batch_size: self.batch_size,

@@ -127,7 +127,7 @@ impl Prepared<'_> {
             let seed = if lora.seed == 0 { self.config.seed } else { lora.seed };
             model.add_lora(&LoraConfig { seed, ..lora.clone() })?;
         }
-        let params = Params::new(model.trainable_vars())?;
+        let params = Params::new(model.trainable_vars(), &self.plan.optimizer)?;
         let trained_parameters = params.num_elements();
         let valid = self.valid.as_ref().map(|v| v.in_order(self.plan.micro_batch)).unwrap_or_default();
         let outcome = Trainer::new(&model, params, &self.plan, &job)?.train("tune", &self.rows, &valid)?;

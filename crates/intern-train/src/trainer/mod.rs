@@ -31,7 +31,7 @@ use crate::job::Job;
 use crate::lanes::Lanes;
 use crate::memory;
 use crate::mesh::{Mesh, Shape};
-use crate::optimizer::{AdamW, clip};
+use crate::optimizer::{Optimizer, clip};
 use crate::params::{Gradients, Params};
 use crate::pipeline::Pipeline;
 use crate::state::{self, State};
@@ -59,6 +59,8 @@ pub struct Trainer<'a> {
     metrics: Option<MetricsWriter>,
     out: PathBuf,
     trainer_dir: PathBuf,
+    /// Writes the last saved state.
+    saving: Option<std::thread::JoinHandle<Result<()>>>,
     /// End as if interrupted once this many updates are made; for trying out resumption.
     pub stop_after: Option<u64>,
     /// Collects what every step spent its time on.
@@ -70,7 +72,7 @@ struct Share<'a> {
     ranks: &'a Comm,
     /// Where each rank's share starts and ends.
     cuts: Vec<usize>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
 }
 
 /// The figures of one update.
@@ -130,12 +132,13 @@ impl<'a> Trainer<'a> {
         let kinds = params.kinds().into_iter().zip([&mesh.replicas, &mesh.stage]);
         let mut shares: Vec<Share> = kinds
             .filter(|(kind, _)| !kind.is_empty())
-            .map(|(kind, ranks)| {
+            .map(|(kind, ranks)| -> Result<Share> {
                 let cuts = params.cuts(&kind, ranks.size());
                 let own = if plan.zero { cuts[ranks.rank()]..cuts[ranks.rank() + 1] } else { kind };
-                Share { ranks, cuts, optimizer: AdamW::new(&plan.optimizer, own) }
+                let optimizer = Optimizer::new(&plan.optimizer, plan.width, &params, own)?;
+                Ok(Share { ranks, cuts, optimizer })
             })
-            .collect();
+            .collect::<Result<_>>()?;
         let trainer_dir = job.trainer();
         let state = match state::newest(&trainer_dir, job.fingerprint())? {
             Some((state, dir)) => {
@@ -178,6 +181,7 @@ impl<'a> Trainer<'a> {
             metrics,
             out: job.out().to_path_buf(),
             trainer_dir,
+            saving: None,
             stop_after: None,
             trace: None,
         })
@@ -244,6 +248,7 @@ impl<'a> Trainer<'a> {
                 progress.inc(1);
             }
             if stop && self.state.step < self.plan.steps {
+                self.finish_saving()?;
                 if let Some(progress) = &progress {
                     progress.finish();
                 }
@@ -257,9 +262,12 @@ impl<'a> Trainer<'a> {
         if let Some(progress) = &progress {
             progress.finish();
         }
+        self.finish_saving()?;
         if self.mesh.world.rank() == 0 {
             // An earlier process may have been killed between its last save and this.
-            state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
+            let plan = self.plan;
+            let (regular, kept) = (|step| plan.is_regular(step), |step| plan.is_kept(step));
+            state::prune(&self.trainer_dir, plan.keep_last, regular, kept)?;
         }
         if valid_loss.is_none() && !valid.is_empty() {
             // Every update was made by an earlier process.
@@ -428,11 +436,7 @@ impl<'a> Trainer<'a> {
 
     /// Whether a state is saved after the current step in every run, interrupted or not.
     fn saves(&self) -> bool {
-        self.is_regular(self.state.step)
-    }
-
-    fn is_regular(&self, step: u64) -> bool {
-        step == self.plan.steps || step.is_multiple_of(self.plan.save_every)
+        self.plan.is_regular(self.state.step)
     }
 
     fn diverged(&self, rows: &[(&Batch, usize)], losses: &[f64]) -> anyhow::Error {

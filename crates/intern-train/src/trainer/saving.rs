@@ -1,7 +1,6 @@
 //! What a run leaves behind: saved states, put together from the ranks, and the sequences of an
 //! update that went wrong.
 
-use std::borrow::Cow;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -12,94 +11,125 @@ use serde_json::json;
 
 use super::{Share, Trainer};
 use crate::mesh::Shape;
+use crate::optimizer::slots;
 use crate::params::Param;
-use crate::state::{self, Saved};
+use crate::state::{self, Entry, Values};
 
 impl Trainer<'_> {
     /// Saves the state after the current step; all ranks call it.
-    pub(super) fn save(&self) -> Result<()> {
-        let moments = self.moments()?;
-        let [mean, square] = [&moments[0], &moments[1]];
-        let values = |p: &Param| -> Result<[Cow<[f32]>; 3]> {
-            let range = p.offset..p.end();
-            Ok([Cow::Owned(p.to_vec()?), Cow::Borrowed(&mean[range.clone()]), Cow::Borrowed(&square[range])])
-        };
-        let tensors = if self.mesh.shape.pipeline * self.mesh.shape.tensor == 1 {
-            let saved = |p: &Param| {
-                Ok(Saved { name: p.name.clone(), shape: p.piece.shape.clone(), values: values(p)? })
-            };
-            self.params.list().iter().map(saved).collect::<Result<_>>()?
-        } else {
-            self.collect(values)?
-        };
-        if self.mesh.world.rank() == 0 {
-            state::save(&self.trainer_dir, &self.state, &tensors)?;
-            if self.saves() {
-                state::prune(&self.trainer_dir, self.plan.keep_last, |step| self.is_regular(step))?;
+    ///
+    /// One tensor after the other goes from the ranks that hold it to rank 0 and to the disk, or with
+    /// `save_async` to a thread that writes while training goes on.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.finish_saving()?;
+        let entries = self.entries();
+        if self.mesh.world.rank() > 0 {
+            // In the order in which rank 0 asks.
+            for entry in state::in_order(&entries) {
+                self.collect(entry)?;
             }
+            return Ok(());
         }
+        let (dir, saved) = (self.trainer_dir.clone(), self.state.clone());
+        let regular = self.saves();
+        let (keep_last, plan) = (self.plan.keep_last, self.plan.clone());
+        let prune = move |dir: &std::path::Path| match regular {
+            true => state::prune(dir, keep_last, |step| plan.is_regular(step), |step| plan.is_kept(step)),
+            false => Ok(()),
+        };
+        if !self.plan.save_async {
+            state::save(&dir, &saved, &entries, |entry| Ok(self.collect(entry)?.unwrap_or_default()))?;
+            return prune(&dir);
+        }
+        let mut values = std::collections::HashMap::new();
+        for entry in state::in_order(&entries) {
+            values.insert(entry.key(), self.collect(entry)?.unwrap_or_default());
+        }
+        self.saving = Some(std::thread::spawn(move || {
+            state::save(&dir, &saved, &entries, |entry| Ok(values.remove(&entry.key()).unwrap_or_default()))?;
+            prune(&dir)
+        }));
         Ok(())
     }
 
-    /// Both moments of this rank's parameters, flat, from the ranks that share them.
-    fn moments(&self) -> Result<[Cow<'_, [f32]>; 2]> {
-        if let [Share { optimizer, .. }] = &self.shares[..]
-            && optimizer.range().len() == self.params.num_elements()
-        {
-            return Ok([Cow::Borrowed(&optimizer.mean), Cow::Borrowed(&optimizer.square)]);
+    /// Waits until what is being saved is saved.
+    pub(super) fn finish_saving(&mut self) -> Result<()> {
+        match self.saving.take() {
+            Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("the thread that saves died"))?,
+            None => Ok(()),
         }
-        let mut whole = [(); 2].map(|()| vec![0.0; self.params.num_elements()]);
-        for Share { ranks, cuts, optimizer } in &self.shares {
-            let (from, to) = (cuts[0], cuts[ranks.size()]);
-            let within: Vec<usize> = cuts.iter().map(|c| c - from).collect();
-            for (whole, own) in whole.iter_mut().zip([&optimizer.mean, &optimizer.square]) {
-                whole[optimizer.range()].copy_from_slice(own);
-                if self.plan.zero {
-                    ranks.all_gather(&mut whole[from..to], &within)?;
-                }
-            }
-        }
-        Ok(whole.map(Cow::Owned))
     }
 
-    /// On rank 0 every tensor of the model, put together from the ranks that hold parts of it.
-    fn collect<'b>(&self, values: impl Fn(&Param) -> Result<[Cow<'b, [f32]>; 3]>) -> Result<Vec<Saved<'b>>> {
+    /// Everything a state holds.
+    fn entries(&self) -> Vec<Entry> {
+        let tensors: Vec<(String, Vec<usize>)> = if self.is_cut() {
+            weights::tensor_shapes(&self.whole)
+        } else {
+            self.params.list().iter().map(|p| (p.name.clone(), p.piece.shape.clone())).collect()
+        };
+        let of_tensor = |(name, shape): (String, Vec<usize>)| {
+            let slots = slots(&self.plan.optimizer, &name, shape.len()).into_iter().map(Some);
+            let entry = move |slot| Entry { slot, name: name.clone(), shape: shape.clone() };
+            std::iter::once(None).chain(slots).map(entry).collect::<Vec<_>>()
+        };
+        tensors.into_iter().flat_map(of_tensor).collect()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.mesh.shape.pipeline * self.mesh.shape.tensor > 1
+    }
+
+    /// On rank 0 the whole of one tensor, put together from the ranks that hold parts of it; all ranks
+    /// ask for the same one.
+    fn collect(&self, entry: &Entry) -> Result<Option<Values>> {
         const TAG: u16 = u16::MAX;
-        let (mesh, layers) = (self.mesh, self.whole.num_layers);
-        let Shape { pipeline, interleave, data, context, tensor } = mesh.shape;
-        let mut tensors = Vec::new();
-        for (name, shape) in weights::tensor_shapes(&self.whole) {
-            let mut whole = [(); 3].map(|()| Vec::new());
-            for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
-                let part = Part::of_pipeline(layers, p, pipeline, interleave, t, tensor);
-                let Some(piece) = part.piece(&self.whole, &name) else { continue };
-                if piece.cut.is_none() && t > 0 {
-                    continue;
-                }
-                let from = p * data * context * tensor + t;
-                let held = match self.params.list().iter().find(|param| param.name == name) {
-                    Some(param) if mesh.world.rank() == from => Some(values(param)?),
-                    _ => None,
-                };
-                if mesh.world.rank() == 0 {
-                    for (i, whole) in whole.iter_mut().enumerate() {
-                        whole.resize(shape.iter().product(), 0.0);
-                        match &held {
-                            Some(held) => piece.put(&held[i], whole),
-                            None => {
-                                let mut held = vec![0.0; piece.held_shape().iter().product()];
-                                mesh.world.recv(from, TAG, &mut held)?;
-                                piece.put(&held, whole);
-                            }
-                        }
-                    }
-                } else if let Some(held) = held {
-                    held.iter().try_for_each(|values| mesh.world.send(0, TAG, values))?;
-                }
-            }
-            tensors.push(Saved { name, shape, values: whole.map(Cow::Owned) });
+        let mesh = self.mesh;
+        let number = self.params.list().iter().position(|p| p.name == entry.name);
+        let held = number.map(|n| self.held(n, &self.params.list()[n], entry.slot)).transpose()?;
+        if !self.is_cut() {
+            return Ok(held.filter(|_| mesh.world.rank() == 0));
         }
-        Ok(tensors)
+        let Shape { pipeline, interleave, data, context, tensor } = mesh.shape;
+        let mut whole = Vec::new();
+        for (p, t) in (0..pipeline).flat_map(|p| (0..tensor).map(move |t| (p, t))) {
+            let part = Part::of_pipeline(self.whole.num_layers, p, pipeline, interleave, t, tensor);
+            let Some(piece) = part.piece(&self.whole, &entry.name) else { continue };
+            if piece.cut.is_none() && t > 0 {
+                continue;
+            }
+            let from = p * data * context * tensor + t;
+            if mesh.world.rank() == 0 {
+                whole.resize(entry.shape.iter().product(), 0.0);
+                if from == 0 {
+                    piece.put(held.as_deref().unwrap_or_default(), &mut whole);
+                } else {
+                    let mut held = vec![0.0; piece.held_shape().iter().product()];
+                    mesh.world.recv(from, TAG, &mut held)?;
+                    piece.put(&held, &mut whole);
+                }
+            } else if let Some(held) = held.as_ref().filter(|_| mesh.world.rank() == from) {
+                mesh.world.send(0, TAG, held)?;
+            }
+        }
+        Ok((mesh.world.rank() == 0).then_some(whole))
+    }
+
+    /// What this rank and those with the same weights hold of a parameter: its weights or a slot.
+    fn held(&self, number: usize, param: &Param, slot: Option<&str>) -> Result<Values> {
+        let Some(slot) = slot else { return param.to_vec() };
+        let mut whole = vec![0.0; param.len];
+        for Share { ranks, cuts, optimizer } in &self.shares {
+            if cuts[0] >= param.end() || param.offset >= cuts[ranks.size()] {
+                continue;
+            }
+            optimizer.read(number, slot, &mut whole);
+            if self.plan.zero && ranks.size() > 1 {
+                let own: Vec<usize> =
+                    cuts.iter().map(|c| c.clamp(&param.offset, &param.end()) - param.offset).collect();
+                ranks.all_gather(&mut whole, &own)?;
+            }
+        }
+        Ok(whole)
     }
 
     /// Writes this rank's sequences of an update that diverged, with their losses, and tells where.

@@ -4,11 +4,14 @@
 //! few seconds, so CI logs stay readable. Nothing is printed for work that ends
 //! within two seconds. Reports and results do not belong here.
 
+mod chart;
+
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use chart::chart;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Work shorter than this stays silent.
@@ -81,7 +84,13 @@ impl Progress {
         }
     }
 
-    /// Sets the figure shown after the bar, e.g. `loss 2.31`.
+    /// Whether a person sees the bar, and more lines than one.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.bar.is_some()
+    }
+
+    /// Sets the figure shown after the bar, e.g. `loss 2.31`; on a terminal further lines stand below.
     pub fn set_message(&self, message: impl Into<String>) {
         let message = message.into();
         if let Some(bar) = &self.bar {

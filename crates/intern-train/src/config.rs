@@ -13,6 +13,7 @@ use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
 use crate::guard::GuardConfig;
+use crate::samples::SamplesConfig;
 use crate::schedule::{Schedule, ScheduleConfig};
 
 /// One pretraining run, complete.
@@ -80,6 +81,9 @@ pub struct TrainConfig {
     /// Which updates are left out.
     #[serde(default)]
     pub guard: GuardConfig,
+    /// What the model is asked to write meanwhile.
+    #[serde(default)]
+    pub samples: SamplesConfig,
     /// Operations per second a rank could make at best; then the metrics tell which share of it a
     /// step reached (`mfu`), counting 6 per parameter and token, attention, and nothing twice.
     #[serde(default)]
@@ -169,17 +173,62 @@ pub struct DataConfig {
     /// Token shards by prefix (`tokens/train` for `tokens/train.bin` and `.idx`): one, a list
     /// (read as one corpus), or a list of `{path, weight}` drawn in those proportions.
     pub train: Prefixes,
-    /// Held-out shard, for the validation loss.
+    /// Held-out shard for the validation loss: a prefix, or a table of names and prefixes, of which each
+    /// has its own loss in the metrics (`valid_loss.NAME`) and all together one.
     #[serde(default)]
-    pub valid: Option<PathBuf>,
+    pub valid: Option<Valid>,
     /// Tokens per sequence.
     pub seq_len: usize,
+    /// Shorter sequences at first (default: none). The same tokens come in the same order; attention
+    /// reaches less far.
+    #[serde(default)]
+    pub curriculum: Option<Curriculum>,
     /// Attention stays within a document and positions restart with it (default true).
     #[serde(default = "yes")]
     pub document_mask: bool,
     /// Most sequences of `valid` to use, spread evenly over it (default 64).
     #[serde(default = "sixty_four")]
     pub valid_sequences: usize,
+}
+
+/// `[data.curriculum]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Curriculum {
+    /// Tokens per sequence of the first updates: `seq_len` halved some times.
+    pub start: usize,
+    /// Updates until the length doubles.
+    pub every: u64,
+}
+
+impl Curriculum {
+    /// How many sequences are made of one of `seq_len` tokens in update `step` (from 0).
+    #[must_use]
+    pub fn parts(&self, seq_len: usize, step: u64) -> usize {
+        let doublings = u32::try_from(step / self.every).unwrap_or(u32::MAX);
+        (seq_len / self.start).checked_shr(doublings).unwrap_or(0).max(1)
+    }
+}
+
+/// The forms of `data.valid`.
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(untagged, expecting = "data.valid: a prefix, or a table of names and prefixes")]
+pub enum Valid {
+    /// One shard.
+    One(PathBuf),
+    /// Several, by name.
+    Named(std::collections::BTreeMap<String, PathBuf>),
+}
+
+impl Valid {
+    /// Names (empty for one without) and prefixes.
+    #[must_use]
+    pub fn list(&self) -> Vec<(String, PathBuf)> {
+        match self {
+            Self::One(path) => vec![(String::new(), path.clone())],
+            Self::Named(map) => map.iter().map(|(name, path)| (name.clone(), path.clone())).collect(),
+        }
+    }
 }
 
 /// The forms of `data.train`.
@@ -382,6 +431,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// How the batch grows to `batch_size`.
     pub batch_rampup: Option<Rampup>,
+    /// How sequences grow to their length.
+    pub curriculum: Option<Curriculum>,
     /// Share of the layers whose activations are computed twice.
     pub recompute: f64,
     /// Type of operands and kept activations.
@@ -441,6 +492,7 @@ impl Plan {
             schedule: args.schedule.resolve(steps)?,
             width: 1.0,
             batch_rampup: None,
+            curriculum: None,
             recompute: 0.0,
             precision: Precision::F32,
             z_loss: 0.0,
@@ -501,6 +553,16 @@ impl TrainConfig {
                 self.batch_size
             );
         }
+        if let Some(Curriculum { start, every }) = self.data.curriculum {
+            let len = self.data.seq_len;
+            ensure!(
+                start > 0 && every > 0 && len.is_multiple_of(start) && (len / start).is_power_of_two(),
+                "data.curriculum: start {start}, every {every}; expected seq_len = {len} halved some times, and at \
+                 least 1"
+            );
+        }
+        let cut = [self.parallel.pipeline, self.parallel.tensor].into_iter().flatten().any(|n| n > 1);
+        self.samples.check(!cut)?;
         ensure!(
             self.guard.z >= 0.0 && self.guard.window > 0,
             "guard: z {}, window {}; expected at least 0 and at least 1",
@@ -540,6 +602,7 @@ impl TrainConfig {
             save_async: self.save_async,
             width: self.model.width()?,
             batch_rampup: self.batch_rampup,
+            curriculum: self.data.curriculum,
             recompute: self.recompute,
             precision: self.precision,
             z_loss: self.z_loss,

@@ -126,21 +126,48 @@ impl BatchSource for ShardSource {
     }
 }
 
-/// The validation set of `config`, in batches of `rows`; empty where there is none.
-pub fn validation(config: &DataConfig, rows: usize, vocab_size: usize) -> Result<Vec<Batch>> {
-    let Some(path) = &config.valid else { return Ok(Vec::new()) };
-    let group = Group::open(std::slice::from_ref(path), config.seq_len, vocab_size).context("data.valid")?;
-    let n = group.windows.min(config.valid_sequences as u64);
-    let starts: Vec<u64> = (0..n).map(|i| i * group.windows / n).collect();
-    let batch = |chunk: &[u64]| {
-        let mut batch = Batch { b: chunk.len(), t: config.seq_len, ..Batch::default() };
-        for &i in chunk {
-            let (shard, start) = group.window(i, config.seq_len);
-            push_row(shard, start, config.seq_len, config.document_mask, &mut batch);
-        }
-        batch
+/// Held-out sequences with a loss of their own.
+#[derive(Clone, Debug, Default)]
+pub struct ValidSet {
+    /// What the metrics call it; empty where it is all there is.
+    pub name: String,
+    /// The sequences.
+    pub batches: Vec<Batch>,
+}
+
+/// The validation sets of `config`, in batches of `rows`; none where there is none.
+pub fn validation(config: &DataConfig, rows: usize, vocab_size: usize) -> Result<Vec<ValidSet>> {
+    let set = |(name, path): (String, PathBuf)| {
+        let group =
+            Group::open(std::slice::from_ref(&path), config.seq_len, vocab_size).context("data.valid")?;
+        let n = group.windows.min(config.valid_sequences as u64);
+        let starts: Vec<u64> = (0..n).map(|i| i * group.windows / n).collect();
+        let batch = |chunk: &[u64]| {
+            let mut batch = Batch { b: chunk.len(), t: config.seq_len, ..Batch::default() };
+            for &i in chunk {
+                let (shard, start) = group.window(i, config.seq_len);
+                push_row(shard, start, config.seq_len, config.document_mask, &mut batch);
+            }
+            batch
+        };
+        Ok(ValidSet { name, batches: starts.chunks(rows).map(batch).collect() })
     };
-    Ok(starts.chunks(rows).map(batch).collect())
+    config.valid.iter().flat_map(crate::config::Valid::list).map(set).collect()
+}
+
+/// Cuts every row into `parts` shorter ones, which are sequences of their own.
+#[must_use]
+pub fn split_rows(batch: Batch, parts: usize) -> Batch {
+    if parts == 1 {
+        return batch;
+    }
+    let t = batch.t / parts;
+    let piece = |starts: &Vec<usize>, i: usize| {
+        let within = starts.iter().filter(|s| (i * t + 1..(i + 1) * t).contains(s)).map(|s| s - i * t);
+        std::iter::once(0).chain(within).collect()
+    };
+    let pieces = |starts: &Vec<usize>| (0..parts).map(|i| piece(starts, i)).collect::<Vec<_>>();
+    Batch { b: batch.b * parts, t, doc_starts: batch.doc_starts.iter().flat_map(pieces).collect(), ..batch }
 }
 
 /// Appends the window of `t` tokens at `start`, with its targets and document starts.
@@ -214,7 +241,7 @@ impl Mixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Prefix, Prefixes};
+    use crate::config::{Prefix, Prefixes, Valid};
     use intern_format::shards::{DType, ShardWriter};
     use std::path::Path;
 
@@ -227,7 +254,7 @@ mod tests {
     }
 
     fn config(train: Prefixes, seq_len: usize, document_mask: bool) -> DataConfig {
-        DataConfig { train, valid: None, seq_len, document_mask, valid_sequences: 3 }
+        DataConfig { train, valid: None, seq_len, curriculum: None, document_mask, valid_sequences: 3 }
     }
 
     #[test]
@@ -256,22 +283,34 @@ mod tests {
         let prefix = dir.path().join("a");
         write(&prefix, &[vec![1, 2, 3], vec![4, 5], vec![], vec![6], vec![7, 8, 9, 10]]);
         let batches = validation(
-            &DataConfig { valid: Some(prefix.clone()), ..config(Prefixes::One(prefix.clone()), 4, true) },
+            &DataConfig {
+                valid: Some(Valid::One(prefix.clone())),
+                ..config(Prefixes::One(prefix.clone()), 4, true)
+            },
             8,
             11,
         )
         .unwrap();
-        let batch = &batches[0];
+        let batch = &batches[0].batches[0];
         assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(batch.doc_starts, [vec![0, 3], vec![0, 1, 2]]);
         assert_eq!(batch.mask, [true, true, false, true, false, false, true, true]);
         batch.validate(11).unwrap();
+        let halves = split_rows(batch.clone(), 2);
+        halves.validate(11).unwrap();
+        assert_eq!((halves.b, halves.t), (4, 2));
+        assert_eq!((&halves.tokens, &halves.mask), (&batch.tokens, &batch.mask));
+        assert_eq!(halves.doc_starts, [vec![0], vec![0, 1], vec![0, 1], vec![0]]);
         let plain = validation(
-            &DataConfig { valid: Some(prefix.clone()), ..config(Prefixes::One(prefix), 4, false) },
+            &DataConfig {
+                valid: Some(Valid::One(prefix.clone())),
+                ..config(Prefixes::One(prefix), 4, false)
+            },
             1,
             11,
         )
         .unwrap();
+        let plain = &plain[0].batches;
         assert_eq!(plain.len(), 2);
         assert!(plain.iter().all(|b| b.mask == [true; 4] && b.doc_starts == [vec![0]]));
     }

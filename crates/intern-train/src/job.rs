@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::state;
 
 /// Settings that change what is kept and seen, but no weight.
-const INCIDENTAL: [&str; 9] = [
+const INCIDENTAL: [&str; 10] = [
     "eval_every",
     "save_every",
     "keep_last",
@@ -27,9 +27,11 @@ const INCIDENTAL: [&str; 9] = [
     "recompute",
     "parallel",
     "peak_flops",
+    "samples",
 ];
 /// What a run writes, apart from its metrics.
-const OUTPUTS: [&str; 5] = ["checkpoint", "checkpoint-ema", "adapter", "trainer", "diverged"];
+const OUTPUTS: [&str; 6] =
+    ["checkpoint", "checkpoint-ema", "adapter", "trainer", "diverged", "samples.jsonl"];
 
 /// One training command with its output directory.
 pub struct Job {

@@ -20,6 +20,7 @@ pub mod params;
 pub mod pipeline;
 pub mod predict;
 pub mod pretrain;
+pub mod samples;
 pub mod schedule;
 pub mod shuffle;
 pub mod state;

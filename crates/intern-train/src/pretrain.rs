@@ -15,11 +15,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config::{TrainConfig, WeightType};
-use crate::data::{self, ShardSource};
+use crate::data::{self, BatchSource, ShardSource};
 use crate::interrupt;
 use crate::job::Job;
 use crate::mesh::{Mesh, Shape};
 use crate::params::Params;
+use crate::samples::Sampler;
 use crate::state;
 use crate::timer::Trace;
 use crate::trainer::Trainer;
@@ -93,6 +94,53 @@ pub fn run_with(config: &TrainConfig, out: &Path, options: &Options) -> Result<S
     }
 }
 
+/// The first sequence that a run is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Preview {
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens that follow one that is asked for them.
+    pub targets: usize,
+    /// Its documents, or the parts of them that are in it.
+    pub documents: Vec<PreviewDocument>,
+}
+
+/// One document of a [`Preview`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PreviewDocument {
+    /// The text.
+    pub text: String,
+    /// Tokens.
+    pub tokens: usize,
+    /// Those with a target that counts.
+    pub targets: usize,
+}
+
+/// The first sequence of the run as the model will see it; `None` if tokenizer or data are not there.
+///
+/// # Errors
+/// If they are there and unusable.
+pub fn preview(config: &TrainConfig) -> Result<Option<Preview>> {
+    let there = inputs(config)?.iter().all(|path| path.exists());
+    let (true, Ok(path)) = (there, config.tokenizer_path()) else { return Ok(None) };
+    let tokenizer = Tokenizer::from_path(path).context("tokenizer")?;
+    let source = ShardSource::open(&config.data, config.seed, usize::MAX)?;
+    let parts = config.data.curriculum.map_or(1, |c| c.parts(config.data.seq_len, 0));
+    let batch = data::split_rows(source.batch(0, 1)?, parts);
+    let starts = &batch.doc_starts[0];
+    let ends = starts.iter().skip(1).copied().chain([batch.t]);
+    let document = |(from, to): (usize, usize)| {
+        Ok(PreviewDocument {
+            text: tokenizer.decode(&batch.tokens[from..to], false)?,
+            tokens: to - from,
+            targets: batch.mask[from..to].iter().filter(|m| **m).count(),
+        })
+    };
+    let documents = starts.iter().copied().zip(ends).map(document).collect::<Result<Vec<_>>>()?;
+    let targets = documents.iter().map(|d| d.targets).sum();
+    Ok(Some(Preview { tokens: batch.t, targets, documents }))
+}
+
 /// What one of the ranks does; rank 0 writes `out`.
 fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) -> Result<Summary> {
     let comm = mesh.world;
@@ -136,6 +184,7 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
 
     let mut trainer = Trainer::on(mesh, &model, whole.clone(), params, &plan, &job)?;
     trainer.stop_after = options.stop_after;
+    trainer.sampler = Some(Sampler::new(&config.samples, tokenizer.clone(), config.seed));
     trainer.trace = options.profile.is_some().then(|| Trace::new(comm.rank()));
     let outcome = trainer.train("train", &source, &valid);
     if let (Some(trace), Some(path)) = (&trainer.trace, &options.profile) {
@@ -225,7 +274,8 @@ pub fn job(config: &TrainConfig, out: &Path) -> Result<Job> {
 /// Every file the run reads.
 fn inputs(config: &TrainConfig) -> Result<Vec<PathBuf>> {
     let mut inputs: Vec<PathBuf> = config.model.init_from.iter().chain(&config.tokenizer).cloned().collect();
-    let prefixes = config.data.sources()?.into_iter().map(|(path, _)| path).chain(config.data.valid.clone());
+    let valid = config.data.valid.iter().flat_map(|v| v.list()).map(|(_, path)| path);
+    let prefixes = config.data.sources()?.into_iter().map(|(path, _)| path).chain(valid);
     for prefix in prefixes {
         let (bin, idx) = shards::paths(&prefix);
         inputs.extend([bin, idx]);

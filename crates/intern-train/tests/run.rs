@@ -198,6 +198,49 @@ fn every_optimizer_gives_the_same_bits_on_any_grid() {
 }
 
 #[test]
+fn sequences_grow_sources_are_told_apart_and_samples_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    prepare(dir.path());
+    let patch = |parallel: Value| {
+        json!({
+            "steps": 9, "save_every": 2, "eval_every": 4, "parallel": parallel,
+            "samples": {"prompts": ["If you have", ""], "every": 3, "tokens": 6},
+            "data": {
+                "train": dir.path().join("train"), "seq_len": 32, "curriculum": {"start": 8, "every": 3},
+                "valid": {"a": dir.path().join("valid"), "b": dir.path().join("train")},
+            },
+        })
+    };
+    let (straight, stopped) = (dir.path().join("straight"), dir.path().join("stopped"));
+    run(&config(dir.path(), patch(json!({}))), &straight).unwrap();
+    for row in without_times(&straight).iter().filter(|r| r["step"].as_u64().unwrap() % 4 == 0) {
+        let of = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"));
+        let (a, b, all) = (of("valid_loss.a"), of("valid_loss.b"), of("valid_loss"));
+        assert!(a != b && (a.min(b)..a.max(b)).contains(&all), "{row}");
+    }
+    let samples = std::fs::read_to_string(straight.join("samples.jsonl")).unwrap();
+    let steps: Vec<u64> = samples
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [3, 3, 6, 6, 9, 9]);
+    // Stopped between a sample and the next, and gone on by two ranks.
+    assert!(run_until(&config(dir.path(), patch(json!({}))), &stopped, Some(7)).is_err());
+    run(&config(dir.path(), patch(json!({"data": 2}))), &stopped).unwrap();
+    assert_eq!(std::fs::read_to_string(stopped.join("samples.jsonl")).unwrap(), samples);
+    assert_eq!(without_times(&stopped), without_times(&straight));
+    for part in ["checkpoint", "trainer"] {
+        assert_eq!(
+            hash_path(&stopped.join(part)).unwrap(),
+            hash_path(&straight.join(part)).unwrap(),
+            "{part}"
+        );
+    }
+    let error = run(&config(dir.path(), patch(json!({"pipeline": 2}))), &stopped).unwrap_err().to_string();
+    assert!(error.contains("samples.prompts needs the whole model"), "{error}");
+}
+
+#[test]
 fn ranks_send_no_more_than_the_forecast_says() {
     let dir = tempfile::tempdir().unwrap();
     prepare(dir.path());

@@ -8,6 +8,7 @@ use intern_format::atomic::AtomicDir;
 use intern_model::{LoraConfig, Transformer, lora};
 use intern_tokenizer::Tokenizer;
 use intern_train::config::Plan;
+use intern_train::data::ValidSet;
 use intern_train::job::Job;
 use intern_train::params::Params;
 use intern_train::pretrain::{export, write_end_ids};
@@ -129,7 +130,9 @@ impl Prepared<'_> {
         }
         let params = Params::new(model.trainable_vars(), &self.plan.optimizer)?;
         let trained_parameters = params.num_elements();
-        let valid = self.valid.as_ref().map(|v| v.in_order(self.plan.micro_batch)).unwrap_or_default();
+        let set =
+            |rows: &Rows| ValidSet { batches: rows.in_order(self.plan.micro_batch), ..ValidSet::default() };
+        let valid: Vec<ValidSet> = self.valid.iter().map(set).collect();
         let outcome = Trainer::new(&model, params, &self.plan, &job)?.train("tune", &self.rows, &valid)?;
 
         let (checkpoint, adapter) = self.write(&model, out)?;

@@ -21,10 +21,9 @@ use intern_format::metrics::{self, MetricsWriter};
 use intern_kernels::train::fixed;
 use intern_model::backprop::{Backprop, Settings};
 use intern_model::{Batch, ModelConfig, Transformer};
-use intern_progress::{Progress, human};
 
 use crate::config::Plan;
-use crate::data::BatchSource;
+use crate::data::{BatchSource, ValidSet, split_rows};
 use crate::forecast::flops_per_token;
 use crate::interrupt;
 use crate::job::Job;
@@ -34,11 +33,15 @@ use crate::mesh::{Mesh, Shape};
 use crate::optimizer::{Optimizer, clip};
 use crate::params::{Gradients, Params};
 use crate::pipeline::Pipeline;
+use crate::samples::Sampler;
 use crate::state::{self, State};
 use crate::timer::{Timer, Trace};
 use rayon::prelude::*;
 
+mod dashboard;
 mod saving;
+
+use dashboard::Dashboard;
 
 /// The loss of a sequence is rounded to this many bits after the point before it is summed.
 const LOSS_BITS: i32 = 32;
@@ -65,6 +68,9 @@ pub struct Trainer<'a> {
     pub stop_after: Option<u64>,
     /// Collects what every step spent its time on.
     pub trace: Option<Trace>,
+    /// Writes what the model makes of some prompts.
+    pub sampler: Option<Sampler>,
+    transformer: &'a Transformer,
 }
 
 /// A range of the flat parameters, which several ranks have, and this rank's share of its updates.
@@ -184,29 +190,33 @@ impl<'a> Trainer<'a> {
             saving: None,
             stop_after: None,
             trace: None,
+            sampler: None,
+            transformer: model,
         })
     }
 
     /// Runs to the end of the plan. `label` names the work in the progress bar.
     ///
     /// A signal saves the state and ends with an error, as does a loss that is no number.
-    pub fn train(&mut self, label: &str, source: &dyn BatchSource, valid: &[Batch]) -> Result<Outcome> {
+    pub fn train(&mut self, label: &str, source: &dyn BatchSource, valid: &[ValidSet]) -> Result<Outcome> {
         memory::keep_freed_blocks();
         let guard = interrupt::Guard::new();
         let start = (Instant::now(), self.state.tokens);
         let left = self.plan.steps - self.state.step;
-        let progress = (self.mesh.world.rank() == 0).then(|| Progress::new(label, left, "steps"));
+        let mut dashboard = (self.mesh.world.rank() == 0).then(|| Dashboard::new(label, left, &self.out));
         let mut valid_loss = None;
         if self.state.step == 0 && !valid.is_empty() {
-            let loss = self.evaluate(valid)?;
-            self.log(&[("valid_loss", loss)])?;
+            let losses = self.evaluate_all(valid)?;
+            let row: Vec<(&str, f64)> = losses.iter().map(|(name, loss)| (name.as_str(), *loss)).collect();
+            self.log(&row)?;
         }
         while self.state.step < self.plan.steps {
             let (begin, sent, mut timer) = (Instant::now(), self.sent(), Timer::new());
             let batch = self.batch(source)?;
             timer.lap("data");
             let stats = self.step(std::slice::from_ref(&batch), &mut timer)?;
-            let mut row = vec![
+            let losses;
+            let mut row: Vec<(&str, f64)> = vec![
                 ("loss", stats.loss),
                 ("lr", stats.lr),
                 ("grad_norm", stats.grad_norm),
@@ -227,13 +237,21 @@ impl<'a> Trainer<'a> {
                 row.push(("sent_bytes", (self.sent() - sent) as f64));
             }
             if self.evaluates() && !valid.is_empty() {
-                let loss = self.evaluate(valid)?;
-                valid_loss = Some(loss);
-                row.push(("valid_loss", loss));
+                losses = self.evaluate_all(valid)?;
+                valid_loss = losses.first().map(|(_, loss)| *loss);
+                row.extend(losses.iter().map(|(name, loss)| (name.as_str(), *loss)));
                 timer.lap("valid");
             }
-            row.extend(timer.seconds());
+            row.extend(timer.seconds().map(|(name, seconds)| -> (&str, f64) { (name, seconds) }));
             self.log(&row)?;
+            if let Some(sampler) = &self.sampler
+                && self.mesh.world.rank() == 0
+                && sampler.is_due(self.state.step, self.plan.steps)
+            {
+                let texts = sampler.write(self.transformer, self.state.step, &self.out)?;
+                texts.iter().for_each(|text| tracing::info!("step {}: {text}", self.state.step));
+                timer.lap("samples");
+            }
             let stop = self.any(guard.requested() || self.stop_after == Some(self.state.step))?;
             if self.saves() || stop {
                 self.save()?;
@@ -243,14 +261,13 @@ impl<'a> Trainer<'a> {
                 trace.add(self.state.step, &timer);
             }
             let rate = (self.state.tokens - start.1) as f64 / start.0.elapsed().as_secs_f64();
-            if let Some(progress) = &progress {
-                progress.set_message(message(stats.loss, valid_loss, rate));
-                progress.inc(1);
+            if let Some(dashboard) = &mut dashboard {
+                dashboard.show(&row, rate);
             }
             if stop && self.state.step < self.plan.steps {
                 self.finish_saving()?;
-                if let Some(progress) = &progress {
-                    progress.finish();
+                if let Some(dashboard) = &dashboard {
+                    dashboard.finish();
                 }
                 bail!(
                     "stopped at step {} of {}; the state is saved\nhint: the same command continues from there",
@@ -259,8 +276,8 @@ impl<'a> Trainer<'a> {
                 );
             }
         }
-        if let Some(progress) = &progress {
-            progress.finish();
+        if let Some(dashboard) = &dashboard {
+            dashboard.finish();
         }
         self.finish_saving()?;
         if self.mesh.world.rank() == 0 {
@@ -271,7 +288,7 @@ impl<'a> Trainer<'a> {
         }
         if valid_loss.is_none() && !valid.is_empty() {
             // Every update was made by an earlier process.
-            valid_loss = Some(self.evaluate(valid)?);
+            valid_loss = self.evaluate_all(valid)?.first().map(|(_, loss)| *loss);
         }
         // Rank 0 has logged everything it will before any rank reads it.
         self.mesh.world.barrier()?;
@@ -291,9 +308,11 @@ impl<'a> Trainer<'a> {
         let (first, n) = self.plan.sequences(self.state.step);
         let cuts = even_cuts(n, self.mesh.shape.data, 1);
         let (from, to) = (cuts[self.mesh.data_rank()], cuts[self.mesh.data_rank() + 1]);
-        source
+        let batch = source
             .batch(first + from as u64, to - from)
-            .with_context(|| format!("reading the data of step {}", self.state.step + 1))
+            .with_context(|| format!("reading the data of step {}", self.state.step + 1))?;
+        let parts = self.plan.curriculum.map_or(1, |c| c.parts(batch.t, self.state.step));
+        Ok(split_rows(batch, parts))
     }
 
     /// Forward, backward and update over `batches`, this rank's sequences of the update.
@@ -380,8 +399,24 @@ impl<'a> Trainer<'a> {
         Ok(StepStats { loss, grad_norm, lr, tokens, targets, skipped: !taken })
     }
 
+    /// The validation losses under their names in the metrics: that of all sets together, and of each.
+    fn evaluate_all(&mut self, sets: &[ValidSet]) -> Result<Vec<(String, f64)>> {
+        let (mut losses, mut sum, mut all) = (Vec::new(), 0.0, 0);
+        for set in sets {
+            let targets: usize = set.batches.iter().map(Batch::num_targets).sum();
+            let loss = self.evaluate(&set.batches)?;
+            if let [_] = sets {
+                return Ok(vec![("valid_loss".into(), loss)]);
+            }
+            losses.push((format!("valid_loss.{}", set.name), loss));
+            (sum, all) = (sum + loss * targets as f64, all + targets);
+        }
+        losses.insert(0, ("valid_loss".into(), sum / all.max(1) as f64));
+        Ok(losses)
+    }
+
     /// Mean cross-entropy over the unmasked targets of `batches`, which every rank has whole.
-    pub fn evaluate(&mut self, batches: &[Batch]) -> Result<f64> {
+    fn evaluate(&mut self, batches: &[Batch]) -> Result<f64> {
         let rows = rows_of(batches);
         let cuts = even_cuts(rows.len(), self.mesh.shape.data, 1);
         let own = &rows[cuts[self.mesh.data_rank()]..cuts[self.mesh.data_rank() + 1]];
@@ -462,11 +497,6 @@ impl<'a> Trainer<'a> {
 fn rows_of(batches: &[Batch]) -> Vec<(&Batch, usize)> {
     let rows = batches.iter().flat_map(|batch| (0..batch.b).map(move |row| (batch, row)));
     rows.filter(|(batch, row)| batch.mask[row * batch.t..(row + 1) * batch.t].contains(&true)).collect()
-}
-
-fn message(loss: f64, valid: Option<f64>, rate: f64) -> String {
-    let valid = valid.map(|v| format!(", valid {v:.3}")).unwrap_or_default();
-    format!("loss {loss:.3}{valid}, {} tok/s", human(rate))
 }
 
 /// The validation loss before the first update, and the mean training loss of the last updates

@@ -12,7 +12,7 @@ use intern_train::bench::Bench;
 use intern_train::config::Precision;
 use intern_train::forecast::{Forecast, Memory, Traffic};
 use intern_train::predict::{DEVICES, Prediction};
-use intern_train::pretrain::{self, Options, Summary};
+use intern_train::pretrain::{self, Options, Preview, Summary};
 use intern_train::{TrainConfig, job};
 
 /// Arguments of `intern train`.
@@ -157,7 +157,8 @@ fn train(args: &RunArgs) -> Result<()> {
     if args.dry_run {
         let forecast = Forecast::new(&config)?;
         let device = DEVICES.into_iter().find(|d| Some(d.name) == args.device.as_deref());
-        return dry_run(&forecast, device.map(|d| Prediction::new(&forecast, d)), args.json);
+        let first = pretrain::preview(&config)?;
+        return dry_run(&forecast, device.map(|d| Prediction::new(&forecast, d)), first, args.json);
     }
     if args.resume {
         must_continue(&pretrain::job(&config, &args.out)?)?;
@@ -199,9 +200,15 @@ fn bench(args: &BenchArgs) -> Result<()> {
     })
 }
 
-fn dry_run(forecast: &Forecast, prediction: Option<Prediction>, json: bool) -> Result<()> {
+fn dry_run(
+    forecast: &Forecast,
+    prediction: Option<Prediction>,
+    first: Option<Preview>,
+    json: bool,
+) -> Result<()> {
     if json {
         let mut value = serde_json::to_value(forecast)?;
+        value["first_sequence"] = serde_json::to_value(first)?;
         if let Some(prediction) = prediction {
             value["prediction"] = serde_json::to_value(prediction)?;
         }
@@ -251,7 +258,32 @@ fn dry_run(forecast: &Forecast, prediction: Option<Prediction>, json: bool) -> R
     if let Some(p) = prediction {
         print_prediction(&p, f.memory.total - f.memory.saving);
     }
+    match first {
+        None => println!("first sequence the tokenizer or the tokens are not there yet"),
+        Some(first) => print_preview(&first),
+    }
     Ok(())
+}
+
+/// The first sequence: documents apart, each with the tokens that have a target.
+fn print_preview(first: &Preview) {
+    const MOST: usize = 240;
+    println!("first sequence {} tokens, {} targets count", first.tokens, first.targets);
+    for d in first.documents.iter().take(4) {
+        let mut text: String = d.text.chars().take(MOST).collect();
+        if text.len() < d.text.len() {
+            text.push('…');
+        }
+        println!(
+            "  {} of {} tokens │ {}",
+            d.targets,
+            d.tokens,
+            text.replace('\n', "\n                   │ ")
+        );
+    }
+    if first.documents.len() > 4 {
+        println!("  and {} documents more", first.documents.len() - 4);
+    }
 }
 
 fn print_prediction(p: &Prediction, need: u64) {

@@ -27,3 +27,17 @@ pub fn items(kind: &str, name: &str, bytes: &[u8]) -> Vec<Item> {
     let shard = Shard { source: 0, files: vec![FileRef { path, name: name.to_owned() }] };
     source::open(&config, &shard, 1 << 16).map(Iterator::collect).unwrap_or_default()
 }
+
+/// Reads `bytes` as a WebDataset shard.
+pub fn shard(bytes: &[u8]) {
+    let path = std::env::temp_dir().join(format!("intern-fuzz-{}.tar", std::process::id()));
+    std::fs::write(&path, bytes).expect("a temporary file");
+    let source = serde_json::json!([{"kind": "webdataset", "path": path}]);
+    let sources: Vec<_> = serde_json::from_value(source).expect("a source");
+    for unit in intern_data::images::sample::units(&sources).expect("a file") {
+        let _ = unit.read(&mut |sample| {
+            let _ = sample.map(|s| s.members(&serde_json::Map::new()));
+            Ok(std::ops::ControlFlow::Continue(()))
+        });
+    }
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use intern_data::images::{self, ImagesConfig};
 use intern_data::mix::{self, MixConfig};
 use intern_data::pipeline::{self, RecipeConfig, Share};
 use intern_data::{tokenize, tokenizer};
@@ -242,6 +243,9 @@ fn work(dir: &Path, out: &str) {
     if let Some(config) = read("recipe.json") {
         let config: RecipeConfig = serde_json::from_slice(&config).unwrap();
         pipeline::run(&config, &dir.join(out)).unwrap();
+    } else if let Some(config) = read("images.json") {
+        let config: ImagesConfig = serde_json::from_slice(&config).unwrap();
+        images::run(&config, &dir.join(out)).unwrap();
     } else {
         let config: MixConfig = serde_json::from_slice(&read("mix.json").unwrap()).unwrap();
         mix::run(&config, &dir.join(out)).unwrap();
@@ -303,7 +307,7 @@ fn kills_change_nothing() {
     kill(dir.path(), 8);
 }
 
-/// All that needs the whole corpus at once, in files that end within segments.
+/// All that needs the whole corpus at once, in files that end within segments; mixtures and pictures.
 #[test]
 fn two_hundred_kills_change_nothing() {
     if std::env::var_os("RUN_SLOW_TESTS").is_none() {
@@ -339,6 +343,12 @@ fn two_hundred_kills_change_nothing() {
     fs::create_dir(at("mix")).unwrap();
     fs::write(at("mix/mix.json"), config.to_string()).unwrap();
     kill(&at("mix"), 60);
+
+    let shard = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images/shard.tar");
+    let config = json!({"source": [{"kind": "webdataset", "path": shard}], "output": {"shard_samples": 1}});
+    fs::create_dir(at("images")).unwrap();
+    fs::write(at("images/images.json"), config.to_string()).unwrap();
+    kill(&at("images"), 60);
 }
 
 /// A recipe without sources that compares documents in all ways there are.

@@ -34,6 +34,8 @@ pub struct Bench {
     pub recompute: f64,
     /// Type of operands and kept activations.
     pub precision: Precision,
+    /// What makes the updates.
+    pub optimizer: OptimizerConfig,
 }
 
 /// The figures of one step.
@@ -72,16 +74,17 @@ impl Bench {
     }
 
     fn of(model: ModelConfig, batch_size: usize, seq_len: usize) -> Self {
-        Self { model, batch_size, seq_len, steps: 6, recompute: 0.0, precision: Precision::F32 }
+        let optimizer = OptimizerConfig { lr: 1e-4, ..OptimizerConfig::default() };
+        Self { model, batch_size, seq_len, steps: 6, recompute: 0.0, precision: Precision::F32, optimizer }
     }
 
     /// Makes the steps, giving the figures of each to `each`.
     pub fn run(&self, mut each: impl FnMut(&Line)) -> Result<()> {
         crate::memory::keep_freed_blocks();
         let model = Transformer::init(&self.model, 0, &Device::Cpu)?;
-        let settings = OptimizerConfig { lr: 1e-4, ..OptimizerConfig::default() };
-        let params = Params::new(model.trainable_vars(), &settings)?;
-        let mut optimizer = Optimizer::new(&settings, 1.0, &params, 0..params.num_elements())?;
+        let settings = &self.optimizer;
+        let params = Params::new(model.trainable_vars(), settings)?;
+        let mut optimizer = Optimizer::new(settings, 1.0, &params, 0..params.num_elements())?;
         let mut gradients = Gradients::new(&params);
         let mut lanes = Lanes::new(self.batch_size)?;
         let recompute = (self.recompute * self.model.num_layers as f64).ceil() as usize;

@@ -9,7 +9,7 @@ use intern_format::atomic::AtomicDir;
 use intern_model::convert;
 use intern_progress::{clock, human};
 use intern_train::bench::Bench;
-use intern_train::config::Precision;
+use intern_train::config::{Kind, MomentType, Precision};
 use intern_train::forecast::{Forecast, Memory, Traffic};
 use intern_train::predict::{DEVICES, Prediction};
 use intern_train::pretrain::{self, Options, Preview, Summary};
@@ -81,7 +81,8 @@ struct RunArgs {
 #[command(after_help = "Examples:
   intern train bench
   intern train bench --dtype bf16 --steps 6 --json
-  intern train bench --recompute 1 --shape quickstart")]
+  intern train bench --recompute 1 --shape quickstart
+  intern train bench --optimizer muon")]
 struct BenchArgs {
     /// Type of the operands of matrix products and of kept activations.
     #[arg(long, value_enum, default_value = "f32")]
@@ -95,6 +96,9 @@ struct BenchArgs {
     /// The model and its batch.
     #[arg(long, value_enum, default_value = "peer")]
     shape: Shape,
+    /// What makes the updates.
+    #[arg(long, value_enum, default_value = "adamw")]
+    optimizer: BenchOptimizer,
     /// One JSON line per step.
     #[arg(long)]
     json: bool,
@@ -104,6 +108,15 @@ struct BenchArgs {
 enum BenchType {
     F32,
     Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BenchOptimizer {
+    Adamw,
+    /// AdamW with moments in 8 bits.
+    #[value(name = "adamw-8bit")]
+    Adamw8bit,
+    Muon,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -185,7 +198,13 @@ fn bench(args: &BenchArgs) -> Result<()> {
         Shape::Peer => Bench::peer(),
         Shape::Quickstart => Bench::quickstart(),
     };
-    let bench = Bench { steps: args.steps, recompute: args.recompute, precision, ..shape };
+    let mut optimizer = shape.optimizer.clone();
+    match args.optimizer {
+        BenchOptimizer::Adamw => {}
+        BenchOptimizer::Adamw8bit => optimizer.moments = MomentType::Bits8,
+        BenchOptimizer::Muon => optimizer.kind = Kind::Muon,
+    }
+    let bench = Bench { steps: args.steps, recompute: args.recompute, precision, optimizer, ..shape };
     bench.run(|line| match serde_json::to_string(line) {
         Ok(line) if args.json => println!("{line}"),
         _ => println!(

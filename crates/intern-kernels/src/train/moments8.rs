@@ -19,9 +19,18 @@ const BLOCKS: usize = 64;
 /// The codes' values in ascending order, and where to search.
 struct Table {
     values: [f32; 256],
-    /// By the upper half of a number's bits below the sign: the code of the first number with them.
-    positive: Vec<u8>,
-    negative: Vec<u8>,
+    /// The code of zero.
+    zero: u8,
+    /// For numbers above zero, and for those below.
+    signs: [Search; 2],
+}
+
+/// How the codes of one sign are found.
+struct Search {
+    /// By the upper half of a number's bits below the sign: the code nearest to the first such number.
+    first: Vec<u8>,
+    /// By code: from which size on the next code away from zero is nearer.
+    next: [f32; 256],
 }
 
 /// Means of both signs, and squares.
@@ -45,49 +54,60 @@ impl Table {
         }
         values.sort_by(f32::total_cmp);
         let values: [f32; 256] = values.try_into().expect("256 codes");
-        let first = |sign: f32| {
-            let code = |key: u32| {
-                let x = sign * f32::from_bits(key << 16);
-                let nearest = (0..=255u8).min_by(|a, b| {
-                    let far = |c: &u8| (f64::from(values[usize::from(*c)]) - f64::from(x)).abs();
-                    far(a).total_cmp(&far(b))
-                });
-                nearest.expect("there are codes")
-            };
-            (0..=0x3f80).map(code).collect()
-        };
-        Self { values, positive: first(1.0), negative: first(-1.0) }
+        let zero = values.iter().position(|v| *v == 0.0).expect("zero has a code") as u8;
+        Self { values, zero, signs: [Search::new(&values, 1.0), Search::new(&values, -1.0)] }
     }
 
-    /// The code nearest to `x`, -1 to 1, and not zero's unless `x` is zero.
+    /// The code nearest to `x`, -1 to 1, of its sign: zero's only for zero.
+    #[inline(always)]
     fn code(&self, x: f32) -> u8 {
-        let bits = x.to_bits();
-        let key = ((bits & 0x7fff_ffff) >> 16) as usize;
-        let first = if x < 0.0 { self.negative[key] } else { self.positive[key] };
-        // Numbers with one key are so near to each other that the code is this one or the next.
-        let next = if x < 0.0 { first.saturating_sub(1) } else { first.saturating_add(1) };
-        let far = |code: u8| (self.values[usize::from(code)] - x).abs();
-        let code = if far(next) < far(first) { next } else { first };
-        if self.values[usize::from(code)] == 0.0 && x != 0.0 {
-            return if x < 0.0 { code - 1 } else { code + 1 };
+        if x == 0.0 {
+            return self.zero;
         }
-        code
+        let search = &self.signs[usize::from(x < 0.0)];
+        // Numbers with one key are so near to each other that the code is the first one's or the next.
+        let first = search.first[((x.to_bits() & 0x7fff_ffff) >> 16) as usize & 0x3fff];
+        let is_next = u8::from(x.abs() > search.next[usize::from(first)]);
+        if x < 0.0 { first - is_next } else { first + is_next }
     }
 
     fn encode(&self, values: &[f32], codes: &mut [u8]) -> f32 {
-        let scale = values.iter().copied().fold(0.0f32, |s, x| if x.abs() > s.abs() { x } else { s });
-        if scale == 0.0 || !scale.is_finite() {
-            codes.fill(self.code(0.0));
-            return if scale == 0.0 { 0.0 } else { scale };
+        let largest = values.iter().fold(0.0f32, |m, x| if x.abs() > m { x.abs() } else { m });
+        // Also where one is no number: the comparison with it is false.
+        if largest == 0.0 || !largest.is_finite() {
+            codes.fill(self.zero);
+            return 0.0;
         }
+        let scale = if values.contains(&largest) { largest } else { -largest };
+        let factor = 1.0 / scale;
         for (code, x) in codes.iter_mut().zip(values) {
-            *code = self.code((x / scale).clamp(-1.0, 1.0));
+            // The factor may be rounded up, or infinite for the smallest numbers there are.
+            let x = (x * factor).clamp(-1.0, 1.0);
+            *code = self.code(if x.is_nan() { 0.0 } else { x });
         }
         scale
     }
 
     fn decode(&self, codes: &[u8], scale: f32, values: &mut [f32]) {
         values.iter_mut().zip(codes).for_each(|(x, c)| *x = self.values[usize::from(*c)] * scale);
+    }
+}
+
+impl Search {
+    fn new(values: &[f32; 256], sign: f32) -> Self {
+        let own: Vec<u8> = (0..=255u8).filter(|c| values[usize::from(*c)] * sign > 0.0).collect();
+        let far = |c: u8, x: f32| (f64::from(values[usize::from(c)]) - f64::from(x)).abs();
+        let nearest = |key: u32| {
+            let x = sign * f32::from_bits(key << 16);
+            own.iter().copied().min_by(|a, b| far(*a, x).total_cmp(&far(*b, x))).unwrap_or(0)
+        };
+        let next = std::array::from_fn(|code| {
+            let after = if sign > 0.0 { code.checked_add(1) } else { code.checked_sub(1) };
+            let after = after.filter(|after| own.contains(&(*after as u8)) && *after < 256);
+            after.map_or(f32::INFINITY, |after| f32::midpoint(values[code].abs(), values[after].abs()))
+        });
+        let first = if own.is_empty() { vec![0; 0x4000] } else { (0..0x4000).map(nearest).collect() };
+        Self { first, next }
     }
 }
 
@@ -104,7 +124,7 @@ impl Moments8 {
     /// Zeros for `len` elements.
     #[must_use]
     pub fn new(len: usize) -> Self {
-        let zeros = |table: &Table| vec![table.code(0.0); len];
+        let zeros = |table: &Table| vec![table.zero; len];
         Self { mean: zeros(&SIGNED), square: zeros(&UNSIGNED), scales: vec![[0.0; 2]; len.div_ceil(BLOCK)] }
     }
 

@@ -83,6 +83,7 @@ impl Trainer<'_> {
     /// ask for the same one.
     fn collect(&self, entry: &Entry) -> Result<Option<Values>> {
         const TAG: u16 = u16::MAX;
+        const TAKEN: u16 = u16::MAX - 1;
         let mesh = self.mesh;
         let number = self.params.list().iter().position(|p| p.name == entry.name);
         let held = number.map(|n| self.held(n, &self.params.list()[n], entry.slot)).transpose()?;
@@ -105,10 +106,13 @@ impl Trainer<'_> {
                 } else {
                     let mut held = vec![0.0; piece.held_shape().iter().product()];
                     mesh.world.recv(from, TAG, &mut held)?;
+                    mesh.world.send(from, TAKEN, &[1.0f32])?;
                     piece.put(&held, &mut whole);
                 }
             } else if let Some(held) = held.as_ref().filter(|_| mesh.world.rank() == from) {
                 mesh.world.send(0, TAG, held)?;
+                // Sends do not wait: without this, all of them would lie in memory at once.
+                mesh.world.recv(0, TAKEN, &mut [0.0f32])?;
             }
         }
         Ok((mesh.world.rank() == 0).then_some(whole))

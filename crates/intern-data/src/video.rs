@@ -239,6 +239,9 @@ struct Ffmpeg {
     ffprobe: PathBuf,
 }
 
+/// The second it is shown at, and its JPEG file.
+type Frame = (f64, Vec<u8>);
+
 /// A video's length, and its sample or why there is none.
 type Taken = (f64, Result<Sample, (String, Drop)>);
 
@@ -327,7 +330,7 @@ impl Ffmpeg {
     }
 
     /// Frames as JPEG files with their times; in words why there are none.
-    fn frames(&self, config: &VideoConfig, path: &Path) -> Result<Result<Vec<(f64, Vec<u8>)>, String>> {
+    fn frames(&self, config: &VideoConfig, path: &Path) -> Result<Result<Vec<Frame>, String>> {
         let dir = tempfile::tempdir().context("cannot create a temporary directory")?;
         let mut filters = match config.frames {
             Frames::Key => String::new(),
@@ -388,12 +391,7 @@ fn spread<T>(frames: Vec<T>, most: usize) -> Vec<T> {
 }
 
 /// Frames in order, before each what was said until then.
-fn document(
-    id: String,
-    meta: &Metadata,
-    frames: Vec<(f64, Vec<u8>)>,
-    spoken: &[(f64, String)],
-) -> Result<Sample> {
+fn document(id: String, meta: &Metadata, frames: Vec<Frame>, spoken: &[(f64, String)]) -> Result<Sample> {
     let Value::Object(mut map) = serde_json::to_value(meta)? else { bail!("a struct is an object") };
     map.insert("id".into(), json!(id));
     map.insert("times".into(), frames.iter().map(|(t, _)| json!((t * 1e3).round() / 1e3)).collect());

@@ -6,11 +6,14 @@
 
 mod check;
 pub mod clip;
+mod config;
+mod copies;
+mod judge;
 mod near;
 mod report;
 pub mod sample;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
@@ -27,113 +30,18 @@ use serde_json::{Map, Value, json};
 
 pub use check::{Drop, ImageRules, Picture, look};
 use clip::Clip;
+pub use config::{CaptionRules, ClipConfig, DedupConfig, DocumentRules, ImagesConfig, OutputConfig};
+use copies::{Copies, Verdict};
+use judge::{Judged, judge};
 pub use report::Report;
 pub use sample::{Kind, SourceConfig};
 use sample::{Sample, Unit};
 
 use crate::job::Job;
-use crate::words::Words;
 
 const COMMAND: &str = "data images";
 /// Samples in memory at once: so many, or as many as hold so many bytes.
 const BATCH: (usize, usize) = (256, 64 << 20);
-
-/// Configuration of `intern data images`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ImagesConfig {
-    /// Where pictures come from.
-    pub source: Vec<SourceConfig>,
-    /// What a picture must be.
-    pub image: ImageRules,
-    /// What a pair's text must be.
-    pub caption: CaptionRules,
-    /// What an interleaved document must be.
-    pub document: DocumentRules,
-    /// Copies of pictures.
-    pub dedup: DedupConfig,
-    /// How well texts fit their pictures.
-    pub clip: ClipConfig,
-    /// What is written.
-    pub output: OutputConfig,
-}
-
-/// Limits of captions.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct CaptionRules {
-    /// Fewest words; 0 also allows pictures without a text.
-    pub min_words: usize,
-    /// Fewest characters.
-    pub min_chars: usize,
-    /// Most characters; 0 for any number.
-    pub max_chars: usize,
-}
-
-/// Limits of interleaved documents.
-#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct DocumentRules {
-    /// Fewest pictures left.
-    pub min_images: usize,
-    /// Most pictures left; 0 for any number.
-    pub max_images: usize,
-    /// Fewest characters of text.
-    pub min_chars: usize,
-    /// In how many documents the same picture may be; one in more (a logo) is taken out of all.
-    pub max_copies: usize,
-}
-
-impl Default for DocumentRules {
-    fn default() -> Self {
-        Self { min_images: 1, max_images: 30, min_chars: 0, max_copies: 10 }
-    }
-}
-
-/// How copies are found. Of pairs the one with the most pixels stays, the largest file and then the
-/// first of equals; in documents a picture stays once each.
-#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct DedupConfig {
-    /// Whether equal files are copies.
-    pub exact: bool,
-    /// Whether pictures that look alike are.
-    pub perceptual: bool,
-    /// Bits of 64 in which the perceptual hashes of copies may differ.
-    pub max_distance: u32,
-}
-
-impl Default for DedupConfig {
-    fn default() -> Self {
-        Self { exact: true, perceptual: true, max_distance: 6 }
-    }
-}
-
-/// CLIP's judgement.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClipConfig {
-    /// Hugging Face directory of a CLIP model; without one nothing is judged.
-    pub model: Option<PathBuf>,
-    /// Least cosine of a picture and its text; in a document, the better one beside it.
-    pub min_similarity: f32,
-}
-
-/// How results are written.
-#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct OutputConfig {
-    /// Samples of a shard.
-    pub shard_samples: usize,
-    /// Pictures the report shows of those kept, and of each rule.
-    pub report_samples: usize,
-}
-
-impl Default for OutputConfig {
-    fn default() -> Self {
-        Self { shard_samples: 10_000, report_samples: 12 }
-    }
-}
 
 /// What became of the pictures.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -160,20 +68,8 @@ pub struct Summary {
     pub images_per_second: f64,
 }
 
-/// What was found out about a sample by itself: a line of a unit's marker.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Judged {
-    id: String,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    document: bool,
-    pictures: Vec<Picture>,
-    /// CLIP's cosine per picture.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    similarity: Vec<f32>,
-    /// Why the sample is left out as a whole.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop: Option<Drop>,
-}
+/// How many samples were kept, and how many pictures no rule dropped, before a unit.
+type Begin = (usize, usize);
 
 /// What becomes of a sample beside all others.
 enum Fate {
@@ -275,96 +171,6 @@ fn look_at_all(config: &ImagesConfig, units: &[Unit], work: &Path) -> Result<f64
     Ok(images as f64 / start.elapsed().as_secs_f64().max(1e-9))
 }
 
-fn judge(config: &ImagesConfig, clip: Option<&Clip>, sample: &Result<Sample>) -> Result<Judged> {
-    let sample = match sample {
-        Ok(sample) => sample,
-        Err(e) => {
-            let drop = Some(Drop::new("broken", format!("{e:#}").replace('\n', "; ")));
-            return Ok(Judged { drop, ..Judged::default() });
-        }
-    };
-    let document = sample.parts.is_some();
-    let mut judged = Judged { id: sample.id.clone(), document, ..Judged::default() };
-    judged.drop = if document {
-        judge_document(&config.document, sample)
-    } else {
-        judge_caption(&config.caption, sample)
-    };
-    for (i, image) in sample.images.iter().enumerate() {
-        let (mut picture, pixels) = look(&image.bytes, &config.image);
-        if let (Some(clip), Some(pixels)) = (clip, pixels) {
-            let seen = clip.image(&pixels);
-            let mut best = f32::NEG_INFINITY;
-            for text in sample.texts_of(i) {
-                best = best.max(clip::similarity(&seen, &clip.text(text)?));
-            }
-            if best < config.clip.min_similarity {
-                let why = match best.is_finite() {
-                    true => format!("{best:.3}, at least {}", config.clip.min_similarity),
-                    false => "there is no text".into(),
-                };
-                picture.drop = Some(Drop::new("similarity", why));
-            }
-            judged.similarity.resize(i, 0.0);
-            judged.similarity.push(if best.is_finite() { best } else { 0.0 });
-        }
-        judged.pictures.push(picture);
-    }
-    Ok(judged)
-}
-
-fn judge_caption(rules: &CaptionRules, sample: &Sample) -> Option<Drop> {
-    if sample.images.is_empty() {
-        return Some(Drop::new("no_image", "there is no picture"));
-    }
-    let text = sample.caption.as_deref().unwrap_or_default();
-    let chars = text.chars().count();
-    if chars < rules.min_chars {
-        return Some(Drop::new("caption_chars", format!("{chars} characters, at least {}", rules.min_chars)));
-    }
-    if rules.max_chars > 0 && chars > rules.max_chars {
-        return Some(Drop::new("caption_chars", format!("{chars} characters, at most {}", rules.max_chars)));
-    }
-    let words = if rules.min_words > 0 { Words::split(text).count() } else { 0 };
-    (words < rules.min_words)
-        .then(|| Drop::new("caption_words", format!("{words} words, at least {}", rules.min_words)))
-}
-
-fn judge_document(rules: &DocumentRules, sample: &Sample) -> Option<Drop> {
-    let texts = sample.parts.iter().flatten().filter_map(sample::Part::text);
-    let chars: usize = texts.map(|t| t.chars().count()).sum();
-    (chars < rules.min_chars)
-        .then(|| Drop::new("document_chars", format!("{chars} characters, at least {}", rules.min_chars)))
-}
-
-/// A picture no rule dropped, as comparing needs it.
-struct Entry {
-    /// Number of its sample.
-    sample: u32,
-    document: bool,
-    hash: u128,
-    phash: u64,
-    pixels: u64,
-    bytes: u64,
-}
-
-/// What comparing found about the pictures no rule dropped, in order.
-#[derive(Default)]
-struct Copies {
-    /// Why each is to go; the number is into `partners`.
-    verdicts: Vec<Verdict>,
-    /// Ids of samples that hold the copies kept.
-    partners: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Verdict {
-    Unique,
-    CopyOf(u32),
-    /// In so many documents.
-    Boilerplate(u32),
-}
-
 /// A run whose pictures have all been looked at.
 struct Run<'a> {
     config: &'a ImagesConfig,
@@ -386,85 +192,6 @@ impl Run<'_> {
             Ok(lines) => Box::new(lines) as Box<dyn Iterator<Item = _>>,
             Err(e) => Box::new(std::iter::once(Err(e))),
         })
-    }
-
-    fn copies(&self) -> Result<Copies> {
-        let config = &self.config.dedup;
-        let mut entries: Vec<Entry> = Vec::new();
-        for (sample, judged) in self.all().enumerate() {
-            let judged = judged?;
-            for p in judged.pictures.iter().filter(|p| judged.drop.is_none() && p.drop.is_none()) {
-                entries.push(Entry {
-                    sample: sample as u32,
-                    document: judged.document,
-                    hash: u128::from_str_radix(&p.hash, 16)?,
-                    phash: u64::from_str_radix(&p.phash, 16)?,
-                    pixels: u64::from(p.width) * u64::from(p.height),
-                    bytes: p.bytes,
-                });
-            }
-        }
-        let mut groups: Vec<usize> = (0..entries.len()).collect();
-        if config.exact {
-            let mut first: HashMap<u128, usize> = HashMap::new();
-            entries.iter().enumerate().for_each(|(i, e)| groups[i] = *first.entry(e.hash).or_insert(i));
-        }
-        if config.perceptual {
-            // Equal files have equal hashes, so these groups hold the exact ones.
-            let hashes: Vec<u64> = entries.iter().map(|e| e.phash).collect();
-            groups = near::groups(&hashes, config.max_distance);
-        }
-        let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (i, &group) in groups.iter().enumerate() {
-            if group != i {
-                members.entry(group).or_insert_with(|| vec![group]).push(i);
-            }
-        }
-        let mut verdicts = vec![Verdict::Unique; entries.len()];
-        let mut kept_in = Vec::new();
-        for group in members.values() {
-            self.judge_group(&entries, group, &mut verdicts, &mut kept_in);
-        }
-        let wanted: HashSet<u32> = kept_in.iter().copied().collect();
-        let mut ids: HashMap<u32, String> = HashMap::new();
-        for (sample, judged) in self.all().enumerate() {
-            if wanted.contains(&(sample as u32)) {
-                ids.insert(sample as u32, judged?.id);
-            }
-        }
-        let partners = kept_in.iter().map(|s| ids.get(s).cloned().unwrap_or_default()).collect();
-        Ok(Copies { verdicts, partners })
-    }
-
-    /// Judges pictures that are copies of one another.
-    fn judge_group(
-        &self,
-        entries: &[Entry],
-        group: &[usize],
-        verdicts: &mut [Verdict],
-        kept_in: &mut Vec<u32>,
-    ) {
-        let best = |i: &&usize| (entries[**i].pixels, entries[**i].bytes, std::cmp::Reverse(**i));
-        let pairs = group.iter().filter(|i| !entries[**i].document);
-        if let Some(&kept) = pairs.clone().max_by_key(best) {
-            let partner = kept_in.len() as u32;
-            kept_in.push(entries[kept].sample);
-            pairs.filter(|i| **i != kept).for_each(|&i| verdicts[i] = Verdict::CopyOf(partner));
-        }
-        let mut documents: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
-        for &i in group.iter().filter(|i| entries[**i].document) {
-            documents.entry(entries[i].sample).or_default().push(i);
-        }
-        let spread = documents.len();
-        for (sample, places) in documents {
-            if spread > self.config.document.max_copies {
-                places.iter().for_each(|&i| verdicts[i] = Verdict::Boilerplate(spread as u32));
-            } else if places.len() > 1 {
-                let partner = kept_in.len() as u32;
-                kept_in.push(sample);
-                places[1..].iter().for_each(|&i| verdicts[i] = Verdict::CopyOf(partner));
-            }
-        }
     }
 
     /// What becomes of a sample; `entry` counts the pictures no rule dropped so far. Also says why
@@ -510,7 +237,7 @@ impl Run<'_> {
 
     /// Counts, and writes why samples are left out. Also returns where each unit's kept samples and
     /// undropped pictures begin.
-    fn decide(&self, copies: &Copies, out: &Path) -> Result<(Summary, Vec<(usize, usize)>, Report)> {
+    fn decide(&self, copies: &Copies, out: &Path) -> Result<(Summary, Vec<Begin>, Report)> {
         let mut file = AtomicFile::create(&out.join("dropped.jsonl"))?;
         let mut summary = Summary::default();
         let mut report = Report::new(self.config.output.report_samples);
@@ -549,7 +276,7 @@ impl Run<'_> {
     }
 
     /// Writes the shards that are not there yet; returns how many there are.
-    fn write(&self, copies: &Copies, begins: &[(usize, usize)], out: &Path) -> Result<u64> {
+    fn write(&self, copies: &Copies, begins: &[Begin], out: &Path) -> Result<u64> {
         let size = self.config.output.shard_samples;
         let kept = begins.last().map_or(0, |b| b.0);
         let shards = kept.div_ceil(size);
@@ -569,14 +296,14 @@ impl Run<'_> {
     fn write_shard(
         &self,
         copies: &Copies,
-        begins: &[(usize, usize)],
+        begins: &[Begin],
         range: std::ops::Range<usize>,
         path: &Path,
     ) -> Result<()> {
         let mut tar = tar::Builder::new(AtomicFile::create(path)?);
         let first = begins.partition_point(|b| b.0 <= range.start) - 1;
-        for unit in first..self.units.len() {
-            let (mut number, mut entry) = begins[unit];
+        for (unit, begin) in begins.iter().enumerate().take(self.units.len()).skip(first) {
+            let (mut number, mut entry) = *begin;
             if number >= range.end {
                 break;
             }

@@ -78,6 +78,9 @@ pub struct Image {
     pub bytes: Vec<u8>,
 }
 
+/// Members of a sample in a shard: ending and bytes.
+pub type Members = Vec<(String, Vec<u8>)>;
+
 /// Pictures and texts that belong together.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
@@ -92,7 +95,7 @@ pub struct Sample {
     /// What else is known, as JSON.
     pub meta: Map<String, Value>,
     /// Members of other kinds: ending and bytes.
-    pub others: Vec<(String, Vec<u8>)>,
+    pub others: Members,
 }
 
 /// A place of an interleaved document.
@@ -265,7 +268,7 @@ impl Sample {
 
     /// The members of a shard that hold this sample: ending and bytes. `name` begins their names.
     #[must_use]
-    pub fn members(&self, known: &Map<String, Value>) -> Vec<(String, Vec<u8>)> {
+    pub fn members(&self, known: &Map<String, Value>) -> Members {
         let mut members = Vec::new();
         let mut meta = self.meta.clone();
         meta.extend(known.clone());
@@ -372,7 +375,7 @@ fn read_shard(label: &str, file: &FileRef, each: &mut Each) -> Result<()> {
     let id = format!("{label}/{}", file.name);
     let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 16, input));
     let damaged = |e: std::io::Error| anyhow!("{} is damaged: {e}", file.path.display());
-    let mut group: Option<(String, Vec<(String, Vec<u8>)>)> = None;
+    let mut group: Option<(String, Members)> = None;
     for entry in archive.entries().map_err(damaged)? {
         let member = entry.and_then(|mut entry| {
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -414,7 +417,7 @@ fn read_shard(label: &str, file: &FileRef, each: &mut Each) -> Result<()> {
     Ok(())
 }
 
-fn from_members(id: String, members: Vec<(String, Vec<u8>)>) -> Result<Sample> {
+fn from_members(id: String, members: Members) -> Result<Sample> {
     let mut sample = Sample { id, ..Sample::default() };
     let (mut text, mut meta) = (None, None);
     for (ending, bytes) in members {

@@ -105,10 +105,10 @@ impl Bench {
                 lanes.run(self.batch_size, |i, work| Ok(backprop.gradients(&batch, i, work, sink)?))?;
             let passes_s = start.elapsed().as_secs_f64();
             let unit = gradients.sums.unit();
-            let sums = gradients.sums.sums();
+            let sums: &[i64] = gradients.sums.sums();
             let squares: Vec<f64> = sums.par_chunks(fixed::CHUNK).map(fixed::squares).collect();
             let norm = squares.iter().sum::<f64>().sqrt() * f64::from(unit) / tokens;
-            optimizer.step(&params, (sums, unit), step + 1, settings.lr, clip(norm, 1.0) / tokens)?;
+            optimizer.step(&params, (|r| &sums[r], unit), step + 1, settings.lr, clip(norm, 1.0) / tokens)?;
 
             let wall_s = start.elapsed().as_secs_f64();
             each(&Line {

@@ -445,6 +445,8 @@ pub struct Plan {
     pub peak_flops: Option<f64>,
     /// Each rank has the moments of its share of the weights only.
     pub zero: bool,
+    /// And its share of the weights and gradients only.
+    pub shard_weights: bool,
 }
 
 /// What [`Plan::new`] checks; the fields carry the names of the TOML keys.
@@ -499,6 +501,7 @@ impl Plan {
             guard: GuardConfig::default(),
             peak_flops: None,
             zero: true,
+            shard_weights: false,
         })
     }
 
@@ -576,10 +579,23 @@ impl TrainConfig {
         );
         let zero = self.parallel.zero;
         ensure!(
-            zero.is_none_or(|z| z <= 1),
-            "parallel.zero is {}\nhint: 1 shards the optimizer's moments, 0 nothing",
+            zero.is_none_or(|z| [0, 1, 3].contains(&z)),
+            "parallel.zero is {}\nhint: 1 shares out the optimizer's moments, 3 also weights and gradients, 0 nothing",
             zero.unwrap_or(0)
         );
+        if zero == Some(3) {
+            let p = &self.parallel;
+            ensure!(
+                [p.pipeline, p.context, p.tensor].into_iter().flatten().all(|n| n == 1),
+                "parallel.zero = 3 shares out weights between parallel.data ranks only\n\
+                 hint: leave out pipeline, context and tensor, or use zero = 1"
+            );
+            ensure!(
+                self.samples.prompts.is_empty() && self.model.tie_word_embeddings != Some(true),
+                "parallel.zero = 3 goes neither with samples.prompts nor with model.tie_word_embeddings\n\
+                 hint: no rank has the whole model at a time"
+            );
+        }
         let plan = Plan::new(&PlanArgs {
             steps: self.steps,
             batch_size: self.batch_size,
@@ -609,6 +625,7 @@ impl TrainConfig {
             guard: self.guard.clone(),
             peak_flops: self.peak_flops,
             zero: zero != Some(0),
+            shard_weights: zero == Some(3),
             ..plan
         })
     }

@@ -22,6 +22,7 @@ pub mod predict;
 pub mod pretrain;
 pub mod samples;
 pub mod schedule;
+mod sharded;
 pub mod shuffle;
 pub mod state;
 pub mod timer;

@@ -167,15 +167,15 @@ impl Optimizer {
         self.range.clone()
     }
 
-    /// Makes update `step` (from 1) at rate `lr` with gradients `sums * unit * grad_scale`; `sums`
-    /// covers all parameters.
+    /// Makes update `step` (from 1) at rate `lr` with gradients `sums * unit * grad_scale`, where `sums`
+    /// gives those of elements of the flat parameters.
     ///
     /// # Errors
     /// If the weights cannot be written.
-    pub fn step(
+    pub fn step<'s>(
         &mut self,
         params: &Params,
-        (sums, unit): (&[i64], f32),
+        (sums, unit): (impl Fn(Range<usize>) -> &'s [i64] + Sync, f32),
         step: u64,
         lr: f64,
         grad_scale: f64,
@@ -184,12 +184,13 @@ impl Optimizer {
         let [beta1, beta2] = config.betas;
         let update = |own: &mut Own| -> Result<()> {
             let param = &params.list()[own.param];
-            let g = &sums[param.offset + own.within.start..param.offset + own.within.end];
+            let g = sums(param.offset + own.within.start..param.offset + own.within.end);
             let (lr, weight_decay) = (lr * own.rate, own.weight_decay);
             let adamw = adamw::Update { lr, beta1, beta2, eps: config.eps, weight_decay, grad_scale, step };
             let within = own.within.clone();
             param.update(|p| {
-                let p = &mut p[within];
+                // Where weights are shared out, only these are here.
+                let p = if p.len() == within.len() { p } else { &mut p[within] };
                 match &mut own.moments {
                     Moments::Full { mean, square } => adamw::step_fixed(p, g, unit, mean, square, &adamw),
                     Moments::Eight(moments) => moments.step_fixed(p, g, unit, &adamw),
@@ -302,9 +303,10 @@ mod tests {
             let unit = sums.unit();
             let norm = fixed::squares(sums.sums()).sqrt() * f64::from(unit);
             assert!((norm - step["norm"].as_f64().unwrap()).abs() < 1e-6 * norm);
+            let of: &[i64] = sums.sums();
             for rank in &mut ranks {
                 let scale = clip(norm, config.grad_clip);
-                rank.step(&params, (sums.sums(), unit), i as u64 + 1, config.lr, scale).unwrap();
+                rank.step(&params, (|r| &of[r], unit), i as u64 + 1, config.lr, scale).unwrap();
             }
             for (param, expect) in params.list().iter().zip(step["after"].as_array().unwrap()) {
                 for (ours, theirs) in param.to_vec().unwrap().iter().zip(floats(expect)) {
@@ -360,7 +362,7 @@ mod tests {
             let range = 0..params.num_elements();
             let mut optimizer = Optimizer::new(&config, 1.0, &params, range.clone()).unwrap();
             let sums: Vec<i64> = (0..range.len() as i64).map(|i| i * i % 991 - 500).collect();
-            optimizer.step(&params, (&sums, 1e-3), 1, 1e-3, 1.0).unwrap();
+            optimizer.step(&params, (|r| &sums[r], 1e-3), 1, 1e-3, 1.0).unwrap();
             let read = |optimizer: &Optimizer, slot: &str, i: usize| {
                 let mut whole = vec![0.0; params.list()[i].len];
                 optimizer.read(i, slot, &mut whole);

@@ -60,8 +60,13 @@ impl Param {
         is_matrix(&self.name, self.piece.shape.len())
     }
 
-    /// Runs `f` on the elements, in place.
+    /// Runs `f` on the elements that are here, in place: all, unless [`Self::storage`] left fewer.
     pub fn update(&self, f: impl FnOnce(&mut [f32])) -> Result<()> {
+        self.storage(|all| f(all))
+    }
+
+    /// Lends what holds the elements. Whoever leaves fewer brings them back before the tensor is used.
+    pub fn storage(&self, f: impl FnOnce(&mut Vec<f32>)) -> Result<()> {
         let op = Update(std::cell::Cell::new(Some(f)));
         self.var.inplace_op1(&op).with_context(|| format!("writing {}", self.name))
     }
@@ -97,20 +102,20 @@ pub(crate) fn cuts(
     cuts
 }
 
-/// Lends a tensor's elements to a closure.
+/// Lends what holds a tensor's elements to a closure.
 struct Update<F>(std::cell::Cell<Option<F>>);
 
-impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
+impl<F: FnOnce(&mut Vec<f32>)> InplaceOp1 for Update<F> {
     fn name(&self) -> &'static str {
         "update"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let (CpuStorage::F32(all), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            candle_core::bail!("parameters are contiguous and f32");
+        let (CpuStorage::F32(all), Some((0, _))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("parameters are contiguous and f32, each by itself");
         };
         if let Some(f) = self.0.take() {
-            f(&mut all[start..end]);
+            f(all);
         }
         Ok(())
     }
@@ -263,6 +268,12 @@ impl Gradients {
             sums: FixedSum::new(params.num_elements()),
             offsets: params.list().iter().map(|p| p.offset).collect(),
         }
+    }
+
+    /// For none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { sums: FixedSum::new(0), offsets: Vec::new() }
     }
 }
 

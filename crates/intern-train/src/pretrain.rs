@@ -9,12 +9,12 @@ use intern_format::atomic::{self, AtomicDir};
 use intern_format::checkpoint::Checkpoint;
 use intern_format::safetensors::SafetensorsFile;
 use intern_format::shards;
-use intern_model::{ModelConfig, Transformer};
+use intern_model::{ModelConfig, Part, Transformer};
 use intern_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::{TrainConfig, WeightType};
+use crate::config::{Plan, TrainConfig, WeightType};
 use crate::data::{self, BatchSource, ShardSource};
 use crate::interrupt;
 use crate::job::Job;
@@ -166,11 +166,11 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
     let (whole, model) = match (&config.model.init_from, shape) {
         (Some(dir), _) => {
             let whole = ModelConfig::from_json(Checkpoint::open(dir)?.config())?;
-            let part = mesh.part(whole.num_layers);
+            let part = part(&plan, mesh, whole.num_layers);
             (whole, Transformer::load_part(dir, &part, &Device::Cpu)?)
         }
         (None, Some(whole)) => {
-            let part = mesh.part(whole.num_layers);
+            let part = part(&plan, mesh, whole.num_layers);
             let model = Transformer::init_part(&whole, config.seed, plan.width, &part, &Device::Cpu)?;
             (whole, model)
         }
@@ -222,6 +222,11 @@ fn run_rank(config: &TrainConfig, out: &Path, options: &Options, mesh: &Mesh) ->
     }
     comm.barrier()?;
     Ok(summary)
+}
+
+/// What this rank holds; where weights are shared out, each layer is a stage.
+fn part(plan: &Plan, mesh: &Mesh, layers: usize) -> Part {
+    if plan.shard_weights { Part::of_pipeline(layers, 0, 1, layers, 0, 1) } else { mesh.part(layers) }
 }
 
 /// The model `whole` as the last update, after which every run saves, left it: its weights, or their

@@ -132,6 +132,9 @@ fn the_same_bits_however_the_work_is_shared_out() {
         (8, 1, json!({"pipeline": 4, "zero": 0})),
         (4, 2, json!({"pipeline": 2, "data": 2})),
         (8, 2, json!({"pipeline": 2, "interleave": 2, "data": 2})),
+        (8, 2, json!({"zero": 3})),
+        (2, 2, json!({"zero": 3, "data": 2})),
+        (3, 1, json!({"zero": 3, "data": 3})),
     ];
     for (i, (micro_batch, threads, parallel)) in cases.into_iter().enumerate() {
         let out = dir.path().join("out");
@@ -175,6 +178,7 @@ fn every_optimizer_gives_the_same_bits_on_any_grid() {
         let moved = dir.path().join("moved");
         for (stop, parallel, more) in [
             (Some(3), json!({"data": 3}), json!({"save_async": true})),
+            (Some(4), json!({"data": 2, "zero": 3}), json!({"save_async": true})),
             (Some(5), json!({"pipeline": 3, "data": 2, "zero": 0}), json!({})),
             (None, json!({"pipeline": 3, "data": 2}), json!({"save_async": true})),
         ] {

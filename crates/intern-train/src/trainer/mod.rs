@@ -34,6 +34,7 @@ use crate::optimizer::{Optimizer, clip};
 use crate::params::{Gradients, Params};
 use crate::pipeline::Pipeline;
 use crate::samples::Sampler;
+use crate::sharded::Sharded;
 use crate::state::{self, State};
 use crate::timer::{Timer, Trace};
 use rayon::prelude::*;
@@ -55,6 +56,8 @@ pub struct Trainer<'a> {
     lanes: Lanes,
     pipeline: Option<Pipeline<'a>>,
     params: Params,
+    /// Where every rank has a share of the weights.
+    sharded: Option<Sharded<'a>>,
     gradients: Gradients,
     shares: Vec<Share<'a>>,
     state: State,
@@ -134,6 +137,9 @@ impl<'a> Trainer<'a> {
         plan: &'a Plan,
         job: &Job,
     ) -> Result<Self> {
+        let layers = whole.num_layers;
+        let sharded =
+            plan.shard_weights.then(|| Sharded::new(&mesh.replicas, &params, layers, plan.micro_batch));
         // What is cut between tensor ranks has fewer replicas than the rest.
         let kinds = params.kinds().into_iter().zip([&mesh.replicas, &mesh.stage]);
         let mut shares: Vec<Share> = kinds
@@ -145,6 +151,15 @@ impl<'a> Trainer<'a> {
                 Ok(Share { ranks, cuts, optimizer })
             })
             .collect::<Result<_>>()?;
+        if let Some(sharded) = &sharded {
+            let share = |cuts: &[usize]| {
+                let (ranks, own) =
+                    (&mesh.replicas, cuts[mesh.replicas.rank()]..cuts[mesh.replicas.rank() + 1]);
+                let optimizer = Optimizer::new(&plan.optimizer, plan.width, &params, own)?;
+                Ok(Share { ranks, cuts: cuts.to_vec(), optimizer })
+            };
+            shares = sharded.cuts().map(share).collect::<Result<_>>()?;
+        }
         let trainer_dir = job.trainer();
         let state = match state::newest(&trainer_dir, job.fingerprint())? {
             Some((state, dir)) => {
@@ -154,6 +169,9 @@ impl<'a> Trainer<'a> {
             }
             None => State::start(job.fingerprint()),
         };
+        if let Some(sharded) = &sharded {
+            sharded.release_all(&params)?;
+        }
         let mut metrics = None;
         let comm = mesh.world;
         if comm.rank() == 0 {
@@ -180,7 +198,8 @@ impl<'a> Trainer<'a> {
             whole,
             lanes: Lanes::new(lanes)?,
             pipeline: is_pipeline.then(|| Pipeline::new(&mesh.pipeline, mesh.shape.interleave)),
-            gradients: Gradients::new(&params),
+            gradients: if sharded.is_some() { Gradients::none() } else { Gradients::new(&params) },
+            sharded,
             params,
             shares,
             state,
@@ -330,11 +349,18 @@ impl<'a> Trainer<'a> {
         let count = targets.max(1) as f64;
 
         // 1. Forward and backward.
-        self.gradients.sums.begin(tokens);
         let rows = rows_of(batches);
+        let mut sharded_bounds = None;
+        self.gradients.sums.begin(tokens);
         let (model, gradients, pipeline) = (&self.model, &self.gradients, Mutex::new(&mut self.pipeline));
-        let losses = match self.mesh.shape.pipeline {
-            1 => self.lanes.run(rows.len(), |i, work| {
+        let losses = match (self.mesh.shape.pipeline, &mut self.sharded) {
+            (_, Some(sharded)) => sharded.gradients(model, &rows, tokens, &mut self.lanes, &self.params).map(
+                |(losses, bounds)| {
+                    sharded_bounds = Some(bounds);
+                    losses
+                },
+            ),
+            (1, None) => self.lanes.run(rows.len(), |i, work| {
                 let (batch, row) = rows[i];
                 Ok(model.gradients(batch, row, work, gradients)?)
             }),
@@ -349,16 +375,16 @@ impl<'a> Trainer<'a> {
         let losses = losses.with_context(|| format!("step {step}"))?;
         timer.lap("passes");
         let sum = self.sum_losses(&losses)?;
-        let mut bounds = self.gradients.sums.bounds();
+        let mut bounds = sharded_bounds.unwrap_or_else(|| self.gradients.sums.bounds());
         self.mesh.stage.all_reduce(&mut bounds, Op::Sum)?;
         let fit = !self.any(!fixed::fit(&bounds))?;
         let Some(sum) = sum.filter(|_| fit) else { return Err(self.diverged(&rows, &losses)) };
         timer.lap("exchange");
 
         // 2. Every rank gets the sums of its share of the weights, or of all.
-        let unit = self.gradients.sums.unit();
+        let unit = self.sharded.as_ref().map_or(self.gradients.sums.unit(), Sharded::unit);
         let sums = self.gradients.sums.sums();
-        for Share { ranks, cuts, .. } in &self.shares {
+        for Share { ranks, cuts, .. } in self.shares.iter().filter(|_| self.sharded.is_none()) {
             let (from, to) = (cuts[0], cuts[ranks.size()]);
             let within: Vec<usize> = cuts.iter().map(|c| c - from).collect();
             match self.plan.zero {
@@ -366,12 +392,17 @@ impl<'a> Trainer<'a> {
                 false => ranks.all_reduce(&mut sums[from..to], Op::Sum)?,
             }
         }
+        let (sums, sharded): (&[i64], _) = (sums, &self.sharded);
+        let sums_of = |elements: std::ops::Range<usize>| match sharded {
+            Some(sharded) => sharded.sums_of(elements),
+            None => &sums[elements],
+        };
         // One rank has each chunk, so this sum has one term per element.
         let mut squares = vec![0.0; self.params.num_chunks()];
         for Share { ranks, cuts, .. } in &self.shares {
             let chunks: Vec<_> = self.params.chunks(cuts[ranks.rank()]..cuts[ranks.rank() + 1]).collect();
             let own: Vec<f64> =
-                chunks.par_iter().map(|c| fixed::squares(&sums[c.elements.clone()])).collect();
+                chunks.par_iter().map(|c| fixed::squares(sums_of(c.elements.clone()))).collect();
             chunks.iter().zip(own).for_each(|(c, square)| squares[c.number] = square);
         }
         self.mesh.world.all_reduce(&mut squares, Op::Sum)?;
@@ -388,8 +419,8 @@ impl<'a> Trainer<'a> {
         let scale = clip(grad_norm, self.plan.optimizer.grad_clip) / count;
         let made = step - self.state.guard.skipped;
         for Share { ranks, cuts, optimizer } in self.shares.iter_mut().filter(|_| taken) {
-            optimizer.step(&self.params, (sums, unit), made, lr, scale)?;
-            if self.plan.zero {
+            optimizer.step(&self.params, (sums_of, unit), made, lr, scale)?;
+            if self.plan.zero && !self.plan.shard_weights {
                 self.params.gather(ranks, cuts)?;
             }
         }
@@ -421,8 +452,9 @@ impl<'a> Trainer<'a> {
         let cuts = even_cuts(rows.len(), self.mesh.shape.data, 1);
         let own = &rows[cuts[self.mesh.data_rank()]..cuts[self.mesh.data_rank() + 1]];
         let (model, pipeline) = (&self.model, Mutex::new(&mut self.pipeline));
-        let losses = match self.mesh.shape.pipeline {
-            1 => self.lanes.run(own.len(), |i, work| Ok(model.loss(own[i].0, own[i].1, work)?)),
+        let losses = match (self.mesh.shape.pipeline, &mut self.sharded) {
+            (_, Some(sharded)) => sharded.losses(model, own, &mut self.lanes, &self.params),
+            (1, None) => self.lanes.run(own.len(), |i, work| Ok(model.loss(own[i].0, own[i].1, work)?)),
             _ => self
                 .lanes
                 .run(1, |_, work| {

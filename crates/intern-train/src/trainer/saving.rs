@@ -120,13 +120,23 @@ impl Trainer<'_> {
 
     /// What this rank and those with the same weights hold of a parameter: its weights or a slot.
     fn held(&self, number: usize, param: &Param, slot: Option<&str>) -> Result<Values> {
-        let Some(slot) = slot else { return param.to_vec() };
+        if slot.is_none() && self.sharded.is_none() {
+            return param.to_vec();
+        }
         let mut whole = vec![0.0; param.len];
         for Share { ranks, cuts, optimizer } in &self.shares {
             if cuts[0] >= param.end() || param.offset >= cuts[ranks.size()] {
                 continue;
             }
-            optimizer.read(number, slot, &mut whole);
+            let own = optimizer.range();
+            match slot {
+                Some(slot) => optimizer.read(number, slot, &mut whole),
+                None => {
+                    let clamped =
+                        [own.start, own.end].map(|c| c.clamp(param.offset, param.end()) - param.offset);
+                    param.update(|p| whole[clamped[0]..clamped[1]].copy_from_slice(p))?;
+                }
+            }
             if self.plan.zero && ranks.size() > 1 {
                 let own: Vec<usize> =
                     cuts.iter().map(|c| c.clamp(&param.offset, &param.end()) - param.offset).collect();

@@ -113,7 +113,9 @@ pub struct ParallelConfig {
     /// stream (default 1). Rounds otherwise than one rank does.
     pub tensor: Option<usize>,
     /// 1 (default): each rank keeps the optimizer's moments of its share of the weights only, and
-    /// updates those (ZeRO-1; Rajbhandari et al., 2020). 0: every rank keeps and updates all.
+    /// updates those (ZeRO-1; Rajbhandari et al., 2020). 0: every rank keeps and updates all. 3: weights and
+    /// gradients are shared out too, between `data` ranks, which get each layer whole while they work on it
+    /// with `micro_batch` sequences at once (ZeRO-3, FSDP): the least memory, the most traffic.
     pub zero: Option<u8>,
 }
 

@@ -7,9 +7,11 @@
 //! - Memory of a rank: weights 4 P, gradient sums 8 P, moments 8 P (in 8 bits 2 P of what is so held;
 //!   Muon's 4 P; averages 4 P more), or an R-th of them under ZeRO-1, and the buffers of each sequence
 //!   at work, which are those of [`intern_model::backprop`]; in a pipeline as many sets as it has
-//!   sequences on their way. Saving goes tensor by tensor; with `save_async` rank 0 has a copy of all.
+//!   sequences on their way. Under ZeRO-3 weights and sums are an R-th too, and those of one layer whole,
+//!   and micro_batch sequences are under way at once. Saving goes tensor by tensor; with `save_async` rank 0 has a copy of all.
 //! - Traffic: a rank sends (R − 1) / R of 8 P bytes of sums and, under ZeRO-1, of 4 P bytes of
-//!   new weights, a little more where its share is the largest; without it of 2 · 8 P bytes of sums.
+//!   new weights, a little more where its share is the largest; without it of 2 · 8 P bytes of sums; under
+//!   ZeRO-3 of the sums and of twice the weights for each micro_batch sequences it has.
 //!   The bounds of the sums and the squares for
 //!   their norm are at most 16 · 2 bytes for each 65,536 parameters and each tensor of the model,
 //!   and the counts and flags of a step 128. With T tensor ranks, 4 N C (T − 1) / T for each of the
@@ -31,6 +33,7 @@ use serde::Serialize;
 use crate::config::{Plan, TrainConfig};
 use crate::mesh::Shape;
 use crate::optimizer::{bytes_per_element, is_muons};
+use crate::sharded::stage_of;
 use crate::{params, pipeline};
 
 /// Bytes of the program itself, its threads' stacks and the allocator's reserve.
@@ -57,6 +60,8 @@ pub struct Forecast {
     pub ranks: usize,
     /// Each keeps the moments of its share of the weights only.
     pub zero: bool,
+    /// And its share of the weights and gradients only.
+    pub shard_weights: bool,
     /// Sequences a rank has of an update, at most.
     pub sequences_per_rank: usize,
     /// Sequences a rank works on at once.
@@ -147,6 +152,7 @@ impl Forecast {
         let replicas = (mesh.data * mesh.context) as u64;
         let memory = |(p, held): (usize, &Held)| {
             let in_flight = match (mesh.pipeline, mesh.interleave) {
+                (1, _) if plan.shard_weights => plan.micro_batch.min(sequences_per_rank) * held.stages,
                 (1, _) => lanes,
                 (_, 1) => (mesh.pipeline - p).min(sequences_per_rank),
                 (ranks, chunks) => {
@@ -172,9 +178,17 @@ impl Forecast {
                 true => 4 * parameters + all_slots,
                 false => 8 * largest * mesh.tensor as u64,
             };
+            let (weights, sums) = match plan.shard_weights {
+                true => {
+                    let stage = held.stage_lens().max().unwrap_or(0) as u64;
+                    // A stage is whole, and once more while it is put together.
+                    (4 * (own.div_ceil(share) + stage) + 4 * largest, 8 * (own.div_ceil(share) + stage))
+                }
+                false => (4 * own, 8 * own),
+            };
             let mut memory = Memory {
-                weights: 4 * own,
-                gradients: 8 * own,
+                weights,
+                gradients: sums,
                 moments,
                 activations: buffers.kept * in_flight as u64 + buffers.temporary * lanes as u64,
                 saving,
@@ -196,6 +210,7 @@ impl Forecast {
             mesh,
             ranks,
             zero: plan.zero,
+            shard_weights: plan.shard_weights,
             sequences_per_rank,
             lanes,
             idle,
@@ -225,6 +240,8 @@ struct Tensor {
     /// Bytes of its moments and averages.
     slots: f64,
     may_cut: bool,
+    /// The layer it is with where weights are shared out.
+    stage: usize,
 }
 
 /// What a rank of the pipeline holds.
@@ -242,13 +259,15 @@ struct Held {
 impl Held {
     fn new(plan: &Plan, model: &ModelConfig, mesh: &Shape, rank: usize) -> Self {
         let optimizer = &plan.optimizer;
-        let part = Part::of_pipeline(model.num_layers, rank, mesh.pipeline, mesh.interleave, 0, mesh.tensor);
+        let stages = if plan.shard_weights { model.num_layers } else { mesh.interleave };
+        let part = Part::of_pipeline(model.num_layers, rank, mesh.pipeline, stages, 0, mesh.tensor);
         let tensors = |cut: bool| -> Vec<Tensor> {
             let pieces = part.pieces(model).into_iter().filter(|p| p.cut.is_some() == cut);
             let tensor = |p: Piece| {
                 let (len, dims) = (p.held_shape().iter().product(), p.shape.len());
                 let slots = len as f64 * bytes_per_element(optimizer, &p.name, dims, len);
-                Tensor { len, slots, may_cut: !is_muons(optimizer, &p.name, dims) }
+                let may_cut = !is_muons(optimizer, &p.name, dims);
+                Tensor { len, slots, may_cut, stage: stage_of(&p.name, model.num_layers) }
             };
             pieces.map(tensor).collect()
         };
@@ -260,6 +279,29 @@ impl Held {
             cut: tensors(true),
             uncut: tensors(false),
         }
+    }
+
+    /// Elements of each stage.
+    fn stage_lens(&self) -> impl Iterator<Item = usize> {
+        self.uncut.chunk_by(|a, b| a.stage == b.stage).map(|stage| stage.iter().map(|t| t.len).sum())
+    }
+
+    /// Bytes that the rank that sends most sends of sums and of weights where these are shared out and the
+    /// layers are gone through `rounds` times.
+    fn shared_out(&self, ranks: usize, rounds: u64) -> (u64, u64) {
+        let last = self.uncut.last().map_or(0, |t| t.stage);
+        let mut sent = vec![(0, 0); ranks];
+        for stage in self.uncut.chunk_by(|a, b| a.stage == b.stage) {
+            let (spans, len) = spans(stage);
+            // The last one is whole between its two passes.
+            let times = if stage[0].stage == last { rounds } else { 2 * rounds };
+            for (cut, sent) in params::cuts(spans.into_iter(), &(0..len), ranks).windows(2).zip(&mut sent) {
+                let own = (cut[1] - cut[0]) as u64;
+                sent.0 += 8 * (len as u64 - own) * rounds;
+                sent.1 += 4 * own * (ranks as u64 - 1) * times;
+            }
+        }
+        sent.into_iter().max_by_key(|(sums, weights)| sums + weights).expect("at least one rank")
     }
 
     fn traffic(
@@ -290,9 +332,13 @@ impl Held {
         let handed = 2 * stages - u64::from(self.first) - u64::from(self.last);
         let cut = exchanged(&self.cut, replicas, plan.zero);
         let uncut = exchanged(&self.uncut, replicas * mesh.tensor, plan.zero);
+        let (sums, weights) = match plan.shard_weights {
+            true => self.shared_out(mesh.data, sequences.div_ceil(plan.micro_batch as u64)),
+            false => (cut.0 + uncut.0, cut.1 + uncut.1),
+        };
         let mut traffic = Traffic {
-            sums: cut.0 + uncut.0 + small,
-            weights: cut.1 + uncut.1,
+            sums: sums + small,
+            weights,
             tensor: sequences * meetings * ring(stream, mesh.tensor),
             context: sequences * rounds * kv,
             pipeline: if pipeline { sequences * handed * stream.div_ceil(mesh.tensor as u64) } else { 0 },
@@ -305,14 +351,19 @@ impl Held {
 }
 
 /// Bytes of sums and of weights that the rank sends, of `ranks` that have tensors of these sizes,
-/// that sends most: all sums but those of its own share, and its share to all others.
-fn exchanged(tensors: &[Tensor], ranks: usize, zero: bool) -> (u64, u64) {
+/// Where the tensors lie one after the other and whether they may be cut, and their length together.
+fn spans(tensors: &[Tensor]) -> (Vec<(std::ops::Range<usize>, bool)>, usize) {
     let mut at = 0;
-    let spans = tensors.iter().map(|t| {
+    let span = |t: &Tensor| {
         at += t.len;
         (at - t.len..at, t.may_cut)
-    });
-    let spans: Vec<_> = spans.collect();
+    };
+    (tensors.iter().map(span).collect(), at)
+}
+
+/// that sends most: all sums but those of its own share, and its share to all others.
+fn exchanged(tensors: &[Tensor], ranks: usize, zero: bool) -> (u64, u64) {
+    let (spans, at) = spans(tensors);
     let cuts = match zero {
         true => params::cuts(spans.into_iter(), &(0..at), ranks),
         false => intern_comm::even_cuts(at, ranks, 1),

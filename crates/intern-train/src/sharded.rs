@@ -58,7 +58,7 @@ impl Sink for StageSink<'_> {
 }
 
 /// The stage of the parameter `name` of a model of so many layers.
-fn stage_of(name: &str, layers: usize) -> usize {
+pub(crate) fn stage_of(name: &str, layers: usize) -> usize {
     let number = name.split("layers.").nth(1).and_then(|rest| rest.split('.').next()?.parse().ok());
     number.unwrap_or(if name.contains("embed") { 0 } else { layers - 1 })
 }

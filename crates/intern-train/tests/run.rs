@@ -252,6 +252,8 @@ fn ranks_send_no_more_than_the_forecast_says() {
         json!({"data": 2}),
         json!({"data": 4}),
         json!({"data": 2, "zero": 0}),
+        json!({"data": 2, "zero": 3}),
+        json!({"data": 4, "zero": 3}),
         json!({"pipeline": 2}),
         json!({"pipeline": 2, "interleave": 2, "data": 2}),
         json!({"tensor": 2}),

@@ -240,7 +240,11 @@ fn dry_run(
     println!("tokens         {}", human(f.tokens as f64));
     println!("work           {:.2e} FLOP", f.flops_per_token * f.tokens as f64);
     let m = &f.mesh;
-    let zero = if f.zero && m.data * m.context > 1 { "; moments are shared (ZeRO-1)" } else { "" };
+    let zero = match (f.zero && m.data * m.context > 1, f.shard_weights) {
+        (true, true) => "; weights, gradients and moments are shared out (ZeRO-3)",
+        (true, false) => "; moments are shared out (ZeRO-1)",
+        (false, _) => "",
+    };
     println!(
         "ranks          {} = pipeline {} × data {} × context {} × tensor {}{zero}",
         f.ranks, m.pipeline, m.data, m.context, m.tensor

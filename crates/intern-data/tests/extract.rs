@@ -1,6 +1,6 @@
 //! Small pages, each with one thing that extraction must get right.
 
-use intern_data::extract::{ExtractConfig, Format, extract};
+use intern_data::extract::{ExtractConfig, Format, Part, extract, files, interleave};
 
 const FILLER: &str = "The old bridge was built in the spring of that year, when the river stood low and the masons \
                       of three villages could work from both banks at once.";
@@ -45,6 +45,31 @@ fn a_misleading_name_does_not_cost_the_text() {
         "<body><div class='has-sidebar'><div class=text><p>{FILLER}</p><p>{FILLER} Twice.</p></div></div>"
     );
     check(Format::Text, &html, &format!("{FILLER}\n\n{FILLER} Twice."));
+}
+
+#[test]
+fn pages_of_archives_are_found_with_their_addresses() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = format!("<body><main><p>{FILLER}</p><img src=a.png><p>{FILLER} Twice.</p></main>");
+    let http = format!("HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n{page}");
+    let record = format!(
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: https://b.org/c/d.html\r\n\
+         Content-Type: application/http; msgtype=response\r\nContent-Length: {}\r\n\r\n{http}\r\n\r\n",
+        http.len()
+    );
+    std::fs::write(dir.path().join("x.warc"), record.repeat(100)).unwrap();
+    std::fs::write(dir.path().join("y.html"), &page).unwrap();
+    let mut found = Vec::new();
+    let extract = |html: &str, url: &str| interleave(html, url, &ExtractConfig::default()).1;
+    files(&[dir.path().to_path_buf()], extract, |page, parts| {
+        found.push((page, parts));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(found.len(), 101);
+    assert!(found[1].0.path.ends_with("x.warc#2") && found[100].0.path.ends_with("y.html"));
+    assert_eq!(found[99].1[1], Part::Image("https://b.org/c/a.png".into()));
+    assert_eq!(found[100].1[1], Part::Image("a.png".into()));
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod render;
 mod select;
 mod tag;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use interleave::{Part, interleave};
 pub use render::Format;
 
-use crate::source::{self, encoding};
+use crate::source::{self, Body, Item, Paths, Shard, SourceConfig, SourceKind, encoding};
 use blocks::Block;
 use dom::Dom;
 use hints::Hint;
@@ -109,33 +109,71 @@ const MAX_PAGE: usize = 8 << 20;
 /// Pages extracted at once.
 const CHUNK: usize = 64;
 
-/// Extracts the pages of `paths` (HTML files, directories of them, patterns) on all cores by
-/// `extract`, and calls `each` with path, encoding and result of every one, in order.
+/// A page as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The file, and `#` with the number of its record in an archive.
+    pub path: String,
+    /// Its address, if an archive tells it.
+    pub url: String,
+    /// How its bytes were decoded.
+    pub encoding: &'static str,
+}
+
+/// Extracts the pages of `paths` (HTML files and WARC archives, directories of them, patterns) on all
+/// cores by `extract`, which gets text and address, and calls `each` with the result of every one, in
+/// order.
 ///
 /// # Errors
 /// If a path is missing or a page unreadable, or whatever `each` fails with.
 pub fn files<T: Send>(
     paths: &[PathBuf],
-    extract: impl Fn(&str) -> T + Sync,
-    mut each: impl FnMut(&Path, &str, T) -> Result<()>,
+    extract: impl Fn(&str, &str) -> T + Sync,
+    mut each: impl FnMut(Found, T) -> Result<()>,
 ) -> Result<()> {
-    let mut pages = Vec::new();
+    let archive = |kind| SourceConfig { name: String::new(), kind, path: Paths::default(), limit: 0 };
+    let (pages, archives) = (archive(SourceKind::Html), archive(SourceKind::Warc));
+    let endings = [pages.extensions(), archives.extensions()].concat();
+    let mut files = Vec::new();
     for path in paths {
-        pages.extend(source::files::list(path, &[".html", ".htm", ".xhtml"])?);
+        files.extend(source::files::list(path, &endings)?);
     }
-    for chunk in pages.chunks(CHUNK) {
-        let done: Vec<_> = chunk
-            .par_iter()
-            .map(|file| {
-                let decoded = encoding::decode(&source::read_page(&file.path, MAX_PAGE)?, None, true);
-                Ok((decoded.encoding, extract(&decoded.text)))
+    let is_archive = |name: &str| archives.extensions().iter().any(|e| name.to_lowercase().ends_with(e));
+    let mut flush = |batch: &mut Vec<(String, String, Vec<u8>, Option<String>)>| {
+        let done: Vec<_> = std::mem::take(batch)
+            .into_par_iter()
+            .map(|(path, url, bytes, charset)| {
+                let decoded = encoding::decode(&bytes, charset.as_deref(), true);
+                let result = extract(&decoded.text, &url);
+                (Found { path, url, encoding: decoded.encoding }, result)
             })
-            .collect::<Result<_>>()?;
-        for (file, (encoding, page)) in chunk.iter().zip(done) {
-            each(&file.path, encoding, page)?;
+            .collect();
+        done.into_iter().try_for_each(|(found, result)| each(found, result))
+    };
+    let mut batch = Vec::new();
+    for file in files {
+        let path = file.path.display().to_string();
+        if !is_archive(&file.name) {
+            batch.push((path, String::new(), source::read_page(&file.path, MAX_PAGE)?, None));
+        } else {
+            let shard = Shard { source: 0, files: vec![file] };
+            for item in source::open(&archives, &shard, MAX_PAGE)? {
+                if let Item::Page(raw) = item
+                    && let Body::Bytes { bytes, html: true, charset } = raw.body
+                {
+                    let number = raw.id.rsplit('#').next().unwrap_or_default();
+                    batch.push((format!("{path}#{number}"), raw.url, bytes, charset));
+                }
+                if batch.len() >= CHUNK {
+                    flush(&mut batch)?;
+                }
+            }
+        }
+        if batch.len() >= CHUNK {
+            flush(&mut batch)?;
         }
     }
-    Ok(())
+    flush(&mut batch)
 }
 
 /// Texts shorter than this, in bytes, are compared with what the page declares.

@@ -105,7 +105,9 @@ impl SourceConfig {
         kind.and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
     }
 
-    fn extensions(&self) -> &'static [&'static str] {
+    /// Endings of its files.
+    #[must_use]
+    pub fn extensions(&self) -> &'static [&'static str] {
         match self.kind {
             SourceKind::Html | SourceKind::RustcDocs => &[".html", ".htm", ".xhtml"],
             SourceKind::Warc => &[

@@ -77,7 +77,8 @@ enum DataCommand {
   intern data extract page.html
   intern data extract pages/ --mode recall --json > texts.jsonl
   intern data extract 'crawl/**/*.html' --mode precision --markdown
-  intern data extract pages/ --interleaved > pages/documents.jsonl   # with pictures, for data images")]
+  intern data extract pages/ --interleaved > pages/documents.jsonl   # with pictures, for data images
+  intern data extract CC-MAIN.warc.gz --interleaved > documents.jsonl   # their addresses")]
     Extract(super::data_compare::ExtractArgs),
     /// Tells why a run kept or dropped a document: every value, every limit, the copy kept instead.
     #[command(after_help = "Examples:

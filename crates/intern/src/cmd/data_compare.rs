@@ -2,11 +2,11 @@
 //! printed, for comparing with other tools.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use intern_data::extract::{self, ExtractConfig, Extracted, Format, Mode, Part};
+use intern_data::extract::{self, ExtractConfig, Extracted, Format, Found, Mode, Part};
 use intern_data::verdicts;
 use intern_data::words::Splitter;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ enum WordsArg {
 
 #[derive(Args)]
 pub struct ExtractArgs {
-    /// HTML files, directories of them, or patterns.
+    /// HTML files and WARC archives, directories of them, or patterns.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// What to do with text that may or may not be main text.
@@ -91,16 +91,17 @@ pub fn extract(args: &ExtractArgs) -> Result<()> {
         ..ExtractConfig::default()
     };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let line = |path: &Path, encoding: &str, page: &Extracted| {
+    let line = |found: &Found, page: &Extracted| {
+        let url = if found.url.is_empty() { &page.canonical } else { &found.url };
         json!({
-            "path": path, "title": page.title, "author": page.author, "date": page.date, "lang": page.lang,
-            "url": page.canonical, "encoding": encoding, "truncated": page.truncated,
+            "path": found.path, "title": page.title, "author": page.author, "date": page.date, "lang": page.lang,
+            "url": url, "encoding": found.encoding, "truncated": page.truncated,
         })
     };
     if args.interleaved {
-        let extract = |html: &str| extract::interleave(html, "", &config);
-        extract::files(&args.paths, extract, |path, encoding, (page, parts)| {
-            let mut line = line(path, encoding, &page);
+        let extract = |html: &str, url: &str| extract::interleave(html, url, &config);
+        extract::files(&args.paths, extract, |found, (page, parts)| {
+            let mut line = line(&found, &page);
             let of = |part: &Part| match part {
                 Part::Text(text) => (json!(text), Value::Null),
                 Part::Image(address) => (Value::Null, json!(address)),
@@ -113,12 +114,12 @@ pub fn extract(args: &ExtractArgs) -> Result<()> {
     }
     extract::files(
         &args.paths,
-        |html| extract::extract(html, &config),
-        |path, encoding, page| {
+        |html, _| extract::extract(html, &config),
+        |found, page| {
             if !args.json {
                 return Ok(writeln!(out, "{}", page.text)?);
             }
-            let mut line = line(path, encoding, &page);
+            let mut line = line(&found, &page);
             line["text"] = page.text.into();
             Ok(writeln!(out, "{line}")?)
         },

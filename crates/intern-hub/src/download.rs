@@ -92,6 +92,9 @@ impl Client {
     pub fn state(&self, url: &str) -> Result<State> {
         let response = self.agent.head(url).call().map_err(|e| Unreachable(format!("{url}: {e}")))?;
         let status = response.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Unreachable(format!("{url} answered {status}")).into());
+        }
         ensure!(status.is_success(), "{url} answered {status}\nhint: check the address");
         let header = |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok());
         let size = header("content-length").and_then(|v| v.parse().ok());

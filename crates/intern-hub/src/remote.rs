@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use intern_progress::Progress;
 use serde::{Deserialize, Serialize};
 
-use crate::download::Client;
+use crate::download::{Client, Unreachable, first_line};
 use crate::listing::{Checksum, RemoteFile};
 
 /// A file that was fetched.
@@ -70,7 +70,13 @@ pub fn fetch_inputs(address: &str, cache: &Path, fits: impl Fn(&str) -> bool) ->
     let directory = blake3::hash(address.as_bytes()).to_hex()[..16].to_string();
     let target = cache.join(scheme).join(directory).join(name);
     let client = Client::new("", None);
-    let state = client.state(address)?;
+    let state = match client.state(address) {
+        Err(error) if error.is::<Unreachable>() && target.is_file() => {
+            tracing::warn!("{}; reading what was fetched before", first_line(&error));
+            return Ok(vec![Input { name: name.into(), path: target }]);
+        }
+        state => state?,
+    };
     if !is_here(&target, &state) {
         begin(&target, &state)?;
         let file = RemoteFile { path: name.into(), size: state.size, checksum: Checksum::Unknown };

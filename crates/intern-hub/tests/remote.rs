@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -16,10 +17,14 @@ use intern_hub::fetch_inputs;
 struct Store {
     files: Mutex<BTreeMap<String, Vec<u8>>>,
     got: Mutex<Vec<(String, String)>>,
+    is_down: AtomicBool,
 }
 
 impl Store {
     fn send(&self, path: &str, headers: &HeaderMap) -> Response {
+        if self.is_down.load(SeqCst) {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        }
         let Some(bytes) = self.files.lock().unwrap().get(path).cloned() else {
             return StatusCode::NOT_FOUND.into_response();
         };
@@ -108,6 +113,11 @@ fn a_file_of_a_web_server_is_fetched_once_for_each_state() {
     fetch();
     assert_eq!(fs::read(&input.path).unwrap(), b"second!");
     assert_eq!(gets(&store)[1].1, "bytes=3-");
+    store.is_down.store(true, SeqCst);
+    assert_eq!(fetch()[0], *input, "what is there will do");
+    let error = fetch_inputs(&url.replace("pages", "none"), cache.path(), |_| true).unwrap_err().to_string();
+    assert!(error.contains("503") && error.contains("hint:"), "{error}");
+    store.is_down.store(false, SeqCst);
 
     for (address, message) in [
         (url.replace("pages", "none"), "answered 404"),
